@@ -1,0 +1,201 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/uuid"
+	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/klog/v2"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/plugins/dynamicmig"
+)
+
+// The reaper's lease. Plugins do not know which replica leads, so it has its own.
+const (
+	reaperLease      = "dynamig-reaper"
+	defaultNamespace = "dynamig-system"
+)
+
+// reaper ends bound pods that can never start: those that their node's agent
+// reports as Refused. A pod with a controller is deleted, with a DisruptionTarget
+// condition that says why, and its controller makes a new one; a bare pod is left,
+// since nobody would bring it back, with an event.
+type reaper struct {
+	client   kubernetes.Interface
+	recorder events.EventRecorder
+	pods     cache.Indexer // with dynamicmig.ByNode
+	gpuNodes cache.Store
+	queue    workqueue.TypedRateLimitingInterface[string] // GPUNode names
+	told     map[types.UID]struct{}                       // bare pods with an event; used by the one worker
+}
+
+// startReaper runs the reaper until ctx ends, whenever this process holds its
+// lease.
+func startReaper(ctx context.Context, shared dynamicmig.Shared) error {
+	r := &reaper{
+		client:   shared.Handle.ClientSet(),
+		recorder: shared.Handle.EventRecorder(),
+		pods:     shared.Pods.GetIndexer(),
+		gpuNodes: shared.GPUNodes.GetStore(),
+		queue: workqueue.NewTypedRateLimitingQueue(
+			workqueue.NewTypedItemExponentialFailureRateLimiter[string](time.Second, time.Minute)),
+		told: map[types.UID]struct{}{},
+	}
+	if _, err := shared.GPUNodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(obj any) { r.queue.Add(obj.(*v1alpha1.GPUNode).Name) },
+		UpdateFunc: func(_, obj any) { r.queue.Add(obj.(*v1alpha1.GPUNode).Name) },
+	}); err != nil {
+		return fmt.Errorf("watching GPUNodes for the reaper: %w", err)
+	}
+	elector, err := r.elector(shared)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for ctx.Err() == nil {
+			elector.Run(ctx) // returns when the lease is lost; then stand again
+		}
+	}()
+	return nil
+}
+
+func (r *reaper) elector(shared dynamicmig.Shared) (*leaderelection.LeaderElector, error) {
+	namespace := os.Getenv("POD_NAMESPACE")
+	if namespace == "" {
+		namespace = defaultNamespace
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("naming the reaper's candidate: %w", err)
+	}
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock: &resourcelock.LeaseLock{
+			LeaseMeta:  metav1.ObjectMeta{Namespace: namespace, Name: reaperLease},
+			Client:     r.client.CoordinationV1(),
+			LockConfig: resourcelock.ResourceLockConfig{Identity: host + "_" + string(uuid.NewUUID())},
+		},
+		LeaseDuration:   15 * time.Second,
+		RenewDeadline:   10 * time.Second,
+		RetryPeriod:     2 * time.Second,
+		ReleaseOnCancel: true,
+		Name:            reaperLease,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: func(ctx context.Context) { r.run(ctx, shared) },
+			OnStoppedLeading: func() {},
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("preparing the reaper's lease: %w", err)
+	}
+	return elector, nil
+}
+
+// run works until ctx ends. What was queued while another replica led is looked
+// at again: a node's report tells everything.
+func (r *reaper) run(ctx context.Context, shared dynamicmig.Shared) {
+	if !cache.WaitForCacheSync(ctx.Done(), shared.Pods.HasSynced, shared.GPUNodes.HasSynced) {
+		return
+	}
+	for _, name := range r.gpuNodes.ListKeys() {
+		r.queue.Add(name)
+	}
+	// Get blocks without regard to ctx; a pulse makes the loop look.
+	stop := context.AfterFunc(ctx, func() { r.queue.Add("") })
+	defer stop()
+	for ctx.Err() == nil {
+		name, shutdown := r.queue.Get()
+		if shutdown {
+			return
+		}
+		if err := r.reap(ctx, name); err != nil && ctx.Err() == nil {
+			klog.FromContext(ctx).Error(err, "Reaping is tried again", "node", name)
+			r.queue.AddRateLimited(name)
+		} else {
+			r.queue.Forget(name)
+		}
+		r.queue.Done(name)
+	}
+}
+
+// reap ends the refused pods of one node. Idempotent.
+func (r *reaper) reap(ctx context.Context, node string) error {
+	obj, ok, err := r.gpuNodes.GetByKey(node)
+	if err != nil || !ok {
+		return err
+	}
+	for _, entry := range obj.(*v1alpha1.GPUNode).Status.Pods {
+		if entry.Phase != v1alpha1.PodRefused {
+			continue
+		}
+		pod, err := r.pod(node, entry.UID)
+		if err != nil {
+			return err
+		}
+		if pod == nil || pod.DeletionTimestamp != nil {
+			continue
+		}
+		if err := r.end(ctx, pod, entry.Reason); err != nil {
+			return fmt.Errorf("ending pod %s: %w", klog.KObj(pod), err)
+		}
+	}
+	return nil
+}
+
+func (r *reaper) pod(node string, uid types.UID) (*v1.Pod, error) {
+	there, err := r.pods.ByIndex(dynamicmig.ByNode, node)
+	if err != nil {
+		return nil, err
+	}
+	for _, obj := range there {
+		if pod := obj.(*v1.Pod); pod.UID == uid {
+			return pod, nil
+		}
+	}
+	return nil, nil
+}
+
+func (r *reaper) end(ctx context.Context, pod *v1.Pod, reason string) error {
+	if metav1.GetControllerOf(pod) == nil {
+		if _, told := r.told[pod.UID]; !told {
+			r.told[pod.UID] = struct{}{}
+			r.recorder.Eventf(pod, nil, v1.EventTypeWarning, "GPUsRefused", "Reaping",
+				"The pod can never start on node %s: %s. It has no controller that would replace it, so it is left; delete it and create it again",
+				pod.Spec.NodeName, reason)
+		}
+		return nil
+	}
+	condition := applycorev1.Pod(pod.Name, pod.Namespace).WithUID(pod.UID).WithStatus(applycorev1.PodStatus().WithConditions(
+		applycorev1.PodCondition().WithType(v1.DisruptionTarget).WithStatus(v1.ConditionTrue).
+			WithReason("GPUsRefused").WithMessage(reason).WithLastTransitionTime(metav1.Now())))
+	_, err := r.client.CoreV1().Pods(pod.Namespace).
+		ApplyStatus(ctx, condition, metav1.ApplyOptions{FieldManager: reaperLease, Force: true})
+	if err == nil {
+		err = r.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{
+			Preconditions: &metav1.Preconditions{UID: &pod.UID},
+		})
+	}
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return nil // another pod by now
+	}
+	if err == nil {
+		klog.FromContext(ctx).Info("Deleted a pod that could never start", "pod", klog.KObj(pod), "node", pod.Spec.NodeName, "reason", reason)
+	}
+	return err
+}

@@ -1,0 +1,283 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// AllocationVersion is the only version of the annotation so far.
+const AllocationVersion = 1
+
+// maxAllocationBytes bounds what Decode reads: annotations of an object may have
+// 256 KiB in all (k8s.io/apimachinery/pkg/api/validation/objectmeta.go).
+const maxAllocationBytes = 64 << 10
+
+// Allocation is the content of AnnotationAllocation: which placements a pod owns
+// on a node. It is written once, by the scheduler, before Bind; it binds nobody
+// until the pod is bound to Node, and then only if PodUID is the pod's own.
+type Allocation struct {
+	Version int       `json:"version"`
+	Node    string    `json:"node"`
+	PodUID  types.UID `json:"podUID"`
+
+	// Containers by name; the order of a container's devices is the order in
+	// which kubelet's sorted slots are bound to them. Plain init containers
+	// share devices with app containers.
+	Containers map[string][]Device `json:"containers"`
+}
+
+// Device is one device of a container: exactly one of MIG and Share is set.
+type Device struct {
+	GPU   string       `json:"gpu"` // UUID
+	MIG   *MIGInstance `json:"mig,omitempty"`
+	Share *Share       `json:"share,omitempty"`
+}
+
+// MIGInstance is a placement. (GPU, ProfileID, Start) identifies it.
+type MIGInstance struct {
+	ProfileID int32  `json:"profileID"`
+	Profile   string `json:"profile"`   // for people
+	Start     int32  `json:"start"`     // first memory slice
+	Size      int32  `json:"size"`      // memory slices
+	MemoryMiB int64  `json:"memoryMiB"` // what the request was compared with
+}
+
+// Share is a software share of a GPU (HAMi-core).
+type Share struct {
+	MemoryMiB int64 `json:"memoryMiB"` // > 0: a limit of 0 would mean no limit to the library
+	Cores     int32 `json:"cores"`     // percent, 0 = no limit
+}
+
+// Encode returns the annotation's value. Equal allocations give equal text.
+func (a Allocation) Encode() (string, error) {
+	if err := a.check(); err != nil {
+		return "", err
+	}
+	text, err := json.Marshal(a)
+	if err != nil {
+		return "", fmt.Errorf("encoding allocation of pod %s: %w", a.PodUID, err)
+	}
+	return string(text), nil
+}
+
+// DecodeAllocation parses an annotation's value and checks its form strictly:
+// unknown versions, unknown fields and missing ones are errors that name the
+// field. Whether it suits a pod and a GPU is said by Owns and Validate.
+func DecodeAllocation(text string) (Allocation, error) {
+	a, err := decode(text)
+	if err == nil {
+		err = a.check()
+	}
+	if err != nil {
+		return Allocation{}, fmt.Errorf("annotation %s: %w", AnnotationAllocation, err)
+	}
+	return a, nil
+}
+
+func decode(text string) (Allocation, error) {
+	if len(text) > maxAllocationBytes {
+		return Allocation{}, fmt.Errorf("%d bytes are more than the %d allowed", len(text), maxAllocationBytes)
+	}
+	var version struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal([]byte(text), &version); err != nil {
+		return Allocation{}, err
+	}
+	if version.Version != AllocationVersion {
+		return Allocation{}, fmt.Errorf("version %d is unknown, this program knows %d", version.Version, AllocationVersion)
+	}
+	dec := json.NewDecoder(bytes.NewReader([]byte(text)))
+	dec.DisallowUnknownFields()
+	var a Allocation
+	if err := dec.Decode(&a); err != nil {
+		return Allocation{}, err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return Allocation{}, errors.New("text follows the JSON object")
+	}
+	return a, nil
+}
+
+// check tests everything that needs no other object.
+func (a Allocation) check() error {
+	switch {
+	case a.Version != AllocationVersion:
+		return fmt.Errorf("version is %d, want %d", a.Version, AllocationVersion)
+	case a.Node == "":
+		return errors.New("node is empty")
+	case a.PodUID == "":
+		return errors.New("podUID is empty")
+	case len(a.Containers) == 0:
+		return errors.New("containers is empty")
+	}
+	for name, devices := range a.Containers {
+		if len(devices) == 0 {
+			return fmt.Errorf("containers[%s] is empty", name)
+		}
+		for i, d := range devices {
+			if err := d.check(); err != nil {
+				return fmt.Errorf("containers[%s][%d]: %w", name, i, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (d Device) check() error {
+	switch {
+	case d.GPU == "":
+		return errors.New("gpu is empty")
+	case (d.MIG == nil) == (d.Share == nil):
+		return errors.New("exactly one of mig and share must be set")
+	case d.Share != nil && d.Share.MemoryMiB <= 0:
+		return fmt.Errorf("share.memoryMiB is %d, want more than 0", d.Share.MemoryMiB)
+	case d.Share != nil && (d.Share.Cores < 0 || d.Share.Cores > 100):
+		return fmt.Errorf("share.cores is %d, want 0 to 100", d.Share.Cores)
+	}
+	if m := d.MIG; m != nil && (m.ProfileID < 0 || m.Start < 0 || m.Size <= 0 || m.MemoryMiB < 0) {
+		return fmt.Errorf("mig has a negative profileID, start or memoryMiB, or no size: %+v", *m)
+	}
+	return nil
+}
+
+// Owns reports whether the allocation is that of this pod on this node, and says
+// what differs otherwise. It does not ask whether the pod is bound there.
+func (a Allocation) Owns(pod *v1.Pod, node string) error {
+	if a.PodUID != pod.UID {
+		return fmt.Errorf("annotation %s: podUID is %s, the pod's is %s", AnnotationAllocation, a.PodUID, pod.UID)
+	}
+	if a.Node != node {
+		return fmt.Errorf("annotation %s: node is %s, want %s", AnnotationAllocation, a.Node, node)
+	}
+	for name, devices := range a.Containers {
+		if want, ok := deviceCount(pod, name); !ok || want != int64(len(devices)) {
+			return fmt.Errorf("annotation %s: containers[%s] has %d devices, the pod's container asks for %d %s",
+				AnnotationAllocation, name, len(devices), want, ResourceGPU)
+		}
+	}
+	return nil
+}
+
+// deviceCount is how many devices a container asks for.
+func deviceCount(pod *v1.Pod, container string) (int64, bool) {
+	for _, list := range [][]v1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
+		for i := range list {
+			if list[i].Name == container {
+				count := list[i].Resources.Limits[ResourceGPU]
+				return count.Value(), true
+			}
+		}
+	}
+	return 0, false
+}
+
+// Span is a placement on a GPU, comparable.
+type Span struct {
+	GPU       string
+	ProfileID int32
+	Start     int32
+	Size      int32
+}
+
+// Spans lists the distinct MIG placements. Containers that share a device
+// (plain init containers with app containers) count once.
+func (a Allocation) Spans() []Span {
+	seen := map[Span]bool{}
+	var spans []Span
+	for _, devices := range a.Containers {
+		for _, d := range devices {
+			if d.MIG == nil {
+				continue
+			}
+			s := Span{GPU: d.GPU, ProfileID: d.MIG.ProfileID, Start: d.MIG.Start, Size: d.MIG.Size}
+			if !seen[s] {
+				seen[s] = true
+				spans = append(spans, s)
+			}
+		}
+	}
+	return spans
+}
+
+// Validate checks the placements against the GPUs that status reports: each GPU
+// is known, each placement is on its model's grid, and no two overlap.
+func (a Allocation) Validate(status *GPUNodeStatus) error {
+	taken := map[string]uint64{}
+	for _, s := range a.Spans() {
+		profile, err := status.profile(s.GPU, s.ProfileID)
+		if err != nil {
+			return fmt.Errorf("annotation %s: %w", AnnotationAllocation, err)
+		}
+		if err := profile.offers(s.Start, s.Size); err != nil {
+			return fmt.Errorf("annotation %s: GPU %s: %w", AnnotationAllocation, s.GPU, err)
+		}
+		mask := (uint64(1)<<s.Size - 1) << s.Start
+		if taken[s.GPU]&mask != 0 {
+			return fmt.Errorf("annotation %s: GPU %s: placement %s at %d overlaps another of the same pod",
+				AnnotationAllocation, s.GPU, profile.Name, s.Start)
+		}
+		taken[s.GPU] |= mask
+	}
+	return nil
+}
+
+// profile finds a profile of the model of a GPU.
+func (s *GPUNodeStatus) profile(uuid string, id int32) (*Profile, error) {
+	gpu := s.GPU(uuid)
+	if gpu == nil {
+		return nil, fmt.Errorf("GPU %s is not on this node", uuid)
+	}
+	model := s.Model(gpu.Model)
+	if model == nil {
+		return nil, fmt.Errorf("GPU %s has model %q, which is not in models", uuid, gpu.Model)
+	}
+	for i := range model.Profiles {
+		if model.Profiles[i].ID == id {
+			return &model.Profiles[i], nil
+		}
+	}
+	return nil, fmt.Errorf("model %s has no profile with id %d", model.Model, id)
+}
+
+// GPU finds a GPU by UUID; nil when there is none.
+func (s *GPUNodeStatus) GPU(uuid string) *GPU {
+	for i := range s.GPUs {
+		if s.GPUs[i].UUID == uuid {
+			return &s.GPUs[i]
+		}
+	}
+	return nil
+}
+
+// Model finds a model by name; nil when there is none.
+func (s *GPUNodeStatus) Model(name string) *GPUModel {
+	for i := range s.Models {
+		if s.Models[i].Model == name {
+			return &s.Models[i]
+		}
+	}
+	return nil
+}
+
+// offers reports whether the profile may be placed there.
+func (p *Profile) offers(start, size int32) error {
+	if size != p.Size {
+		return fmt.Errorf("profile %s has %d memory slices, not %d", p.Name, p.Size, size)
+	}
+	for _, s := range p.Starts {
+		if s == start {
+			return nil
+		}
+	}
+	return fmt.Errorf("profile %s has no placement at %d", p.Name, start)
+}

@@ -1,0 +1,46 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+import v1 "k8s.io/api/core/v1"
+
+// Resource names of a request, as HAMi documents them. Only ResourceGPU is known
+// to kubelet; the others exist in pod specs alone, so NodeResourcesFit ignores
+// them (manifests/base/scheduler/config.yaml).
+const (
+	ResourceGPU              v1.ResourceName = "nvidia.com/gpu"               // number of devices
+	ResourceMemory           v1.ResourceName = "nvidia.com/gpumem"            // MiB per device
+	ResourceMemoryPercentage v1.ResourceName = "nvidia.com/gpumem-percentage" // 1..100, percent of a GPU's memory per device
+	ResourceCores            v1.ResourceName = "nvidia.com/gpucores"          // 0..100, percent of a GPU's compute per device
+	ResourcePriority         v1.ResourceName = "nvidia.com/priority"          // in-container priority of HAMi-core; without meaning on MIG
+)
+
+// RequestOnlyResources are the names that no node advertises.
+func RequestOnlyResources() []v1.ResourceName {
+	return []v1.ResourceName{ResourceMemory, ResourceMemoryPercentage, ResourceCores, ResourcePriority}
+}
+
+// Annotations.
+const (
+	// AnnotationAllocation on a pod says which placements it owns. Only the
+	// scheduler writes it; it binds nobody until the pod is bound.
+	AnnotationAllocation = "dynamig.io/allocation"
+
+	// AnnotationMode limits the pod to the modes whose name it contains:
+	// "mig", "hami-core" or both, separated by a comma. Absent means any.
+	AnnotationMode = "nvidia.com/vgpu-mode"
+
+	// AnnotationProfile asks for a MIG profile by its name, such as
+	// "1g.10gb+me". It replaces gpumem, gpumem-percentage and gpucores.
+	AnnotationProfile = "nvidia.com/mig-profile"
+)
+
+// Modes of a GPU, as they stand in nodeconfig and in AnnotationMode.
+const (
+	ModeMIG      = "mig"
+	ModeHAMiCore = "hami-core"
+)
+
+// SchedulerName is the profile that places GPU pods.
+const SchedulerName = "dynamig-scheduler"

@@ -1,0 +1,137 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dynamicmig
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
+	fwk "k8s.io/kube-scheduler/framework"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+)
+
+// Event reasons of the plugin.
+const (
+	reasonPlaced      = "GPUsPlaced"
+	reasonOverwritten = "AllocationOverwritten"
+)
+
+// PreBindPreFlight skips pods without our resources.
+func (pl *Plugin) PreBindPreFlight(_ context.Context, cs fwk.CycleState, _ *v1.Pod, _ string) (*fwk.PreBindPreFlightResult, *fwk.Status) {
+	if _, err := readState(cs); err != nil {
+		return nil, fwk.NewStatus(fwk.Skip)
+	}
+	return &fwk.PreBindPreFlightResult{AllowParallel: true}, nil
+}
+
+// PreBind publishes the choice: one patch of the pod's annotation, for this UID
+// only. The pod given is the scheduler's cached one and is not written to. It ends
+// when ctx is cancelled or the pod is deleted.
+func (pl *Plugin) PreBind(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, nodeName string) *fwk.Status {
+	s, err := readState(cs)
+	if err != nil || s.chosen == nil {
+		return fwk.AsStatus(fmt.Errorf("publishing the allocation of pod %s: nothing was reserved", klog.KObj(pod)))
+	}
+	ctx, done := pl.binding.start(ctx, pod.UID)
+	defer done()
+	if _, ok := pl.pool.Holder(pod.UID); !ok {
+		return fwk.NewStatus(fwk.Unschedulable, "the pod was deleted while it was being bound")
+	}
+	if node, err := pl.pool.Node(nodeName); err != nil || node == nil || !node.Offers(s.chosen.holder) {
+		return fwk.NewStatus(fwk.Unschedulable, fmt.Sprintf("node %s no longer offers the chosen MIG placements", nodeName))
+	}
+	if err := pl.publish(ctx, s, pod); err != nil {
+		return fwk.AsStatus(err)
+	}
+	pl.pool.Publish(pod.UID)
+	return nil
+}
+
+func (pl *Plugin) publish(ctx context.Context, s *state, pod *v1.Pod) error {
+	text, err := s.chosen.view.Allocation(s.request, s.chosen.plan).Encode()
+	if err != nil {
+		return err
+	}
+	if old, ok := pod.Annotations[v1alpha1.AnnotationAllocation]; ok && old != text {
+		pl.handle.EventRecorder().Eventf(pod, nil, v1.EventTypeWarning, reasonOverwritten, "Scheduling",
+			"Annotation %s on the unbound pod binds nobody and was overwritten; remove it from the pod or its template",
+			v1alpha1.AnnotationAllocation)
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid":         pod.UID,
+		"annotations": map[string]string{v1alpha1.AnnotationAllocation: text},
+	}})
+	if err != nil {
+		return err
+	}
+	_, err = pl.handle.ClientSet().CoreV1().Pods(pod.Namespace).
+		Patch(ctx, pod.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	if err != nil {
+		return fmt.Errorf("writing annotation %s of pod %s: %w", v1alpha1.AnnotationAllocation, klog.KObj(pod), err)
+	}
+	klog.FromContext(ctx).V(2).Info("Published allocation", "pod", klog.KObj(pod), "node", s.chosen.holder.Node, "placement", s.describe())
+	return nil
+}
+
+// PostBind tells the user what was placed and why there.
+func (pl *Plugin) PostBind(_ context.Context, cs fwk.CycleState, pod *v1.Pod, nodeName string) {
+	s, err := readState(cs)
+	if err != nil || s.chosen == nil {
+		return
+	}
+	pl.handle.EventRecorder().Eventf(pod, nil, v1.EventTypeNormal, reasonPlaced, "Scheduling",
+		"%s on node %s%s", s.describe(), nodeName, s.remark())
+}
+
+// describe lists the placements: "2g.10gb at 0 and 2 of GPU 0".
+func (s *state) describe() string {
+	type group struct {
+		gpu     int
+		profile string
+	}
+	starts := map[group][]int{}
+	var order []group
+	node := s.chosen.view.Node
+	for _, d := range s.chosen.plan.Devices {
+		profile, _ := node.GPUs[d.GPU].Catalogue.Model().Profile(d.Profile)
+		g := group{d.GPU, profile.Name}
+		if _, known := starts[g]; !known {
+			order = append(order, g)
+		}
+		starts[g] = append(starts[g], d.Start)
+	}
+	parts := make([]string, len(order))
+	for i, g := range order {
+		slices.Sort(starts[g])
+		at := strings.Trim(strings.ReplaceAll(fmt.Sprint(starts[g]), " ", ", "), "[]")
+		parts[i] = fmt.Sprintf("%s at slice %s of GPU %d", g.profile, at, node.GPUs[g.gpu].Index)
+	}
+	return strings.Join(parts, "; ")
+}
+
+// remark says what a user may wonder about: a larger profile than needed, and
+// several devices for one process.
+func (s *state) remark() string {
+	text := ""
+	for _, d := range s.chosen.plan.Devices {
+		if !d.Exact {
+			text = " (larger than asked for: no smaller adequate profile was free)"
+		}
+	}
+	for _, indexes := range s.request.Containers {
+		if len(indexes) > 1 {
+			text += "; one CUDA process sees one MIG device, so run one process per device"
+			break
+		}
+	}
+	return text
+}

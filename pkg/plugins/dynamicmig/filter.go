@@ -1,0 +1,137 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dynamicmig
+
+import (
+	"context"
+	"slices"
+
+	v1 "k8s.io/api/core/v1"
+	fwk "k8s.io/kube-scheduler/framework"
+
+	"github.com/dynamig/dynamig/pkg/pool"
+)
+
+// PreFilter parses the pod, once, and skips pods without our resources. It rejects
+// what no node of the cluster can ever hold with a sentence that names the field.
+func (pl *Plugin) PreFilter(_ context.Context, cs fwk.CycleState, pod *v1.Pod, _ []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
+	request, err := pl.pool.Parse(pod)
+	if err != nil {
+		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
+	}
+	if request == nil {
+		return nil, fwk.NewStatus(fwk.Skip)
+	}
+	if err := pl.ready(); err != nil {
+		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
+	}
+	if err := pl.pool.Possible(request); err != nil {
+		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
+	}
+	cs.Write(stateKey, &state{request: request})
+	return nil, nil
+}
+
+// PreFilterExtensions is nil: Filter looks at the NodeInfo it is given, which has
+// the pods that a dry run added and lacks those that it removed.
+func (pl *Plugin) PreFilterExtensions() fwk.PreFilterExtensions { return nil }
+
+// Filter asks the pool whether the pod fits the node. Pure; runs in parallel.
+func (pl *Plugin) Filter(_ context.Context, cs fwk.CycleState, _ *v1.Pod, ni fwk.NodeInfo) *fwk.Status {
+	s, err := readState(cs)
+	if err != nil {
+		return fwk.AsStatus(err)
+	}
+	view, status := pl.view(ni)
+	if view == nil {
+		return status
+	}
+	if _, verdict := view.Fit(s.request); verdict != nil {
+		return statusOf(verdict)
+	}
+	return nil
+}
+
+// view is the node's view, or the status of a node that has none.
+func (pl *Plugin) view(ni fwk.NodeInfo) (*pool.View, *fwk.Status) {
+	node := ni.Node()
+	key := pool.Key{Generation: ni.GetGeneration(), Pods: len(ni.GetPods())}
+	view := pl.pool.CachedView(node.Name, key, podsOf(ni))
+	if view == nil {
+		return nil, pl.withoutView(node.Name)
+	}
+	if view.Node.UID != "" && view.Node.UID != node.UID {
+		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, pool.ReasonNodeChanged)
+	}
+	return view, nil
+}
+
+func (pl *Plugin) withoutView(node string) *fwk.Status {
+	if _, err := pl.pool.Node(node); err != nil {
+		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
+	}
+	return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, pool.ReasonNoGPUNode)
+}
+
+// statusOf tells the framework whether preemption should look at the node.
+func statusOf(v *pool.Verdict) *fwk.Status {
+	if v.Curable {
+		return fwk.NewStatus(fwk.Unschedulable, v.Reason)
+	}
+	return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, v.Reason)
+}
+
+// PreScore skips pods without our resources: Skip in PreFilter does not skip
+// Score.
+func (pl *Plugin) PreScore(_ context.Context, cs fwk.CycleState, _ *v1.Pod, _ []fwk.NodeInfo) *fwk.Status {
+	if _, err := readState(cs); err != nil {
+		return fwk.NewStatus(fwk.Skip)
+	}
+	return nil
+}
+
+// Score is the negated Plan.Score of the node, so that higher is better. It
+// depends on node, request and tables only: opportunistic batching reuses it.
+func (pl *Plugin) Score(_ context.Context, cs fwk.CycleState, _ *v1.Pod, ni fwk.NodeInfo) (int64, *fwk.Status) {
+	s, err := readState(cs)
+	if err != nil {
+		return 0, fwk.AsStatus(err)
+	}
+	view, status := pl.view(ni)
+	if view == nil {
+		return 0, status
+	}
+	plan, verdict := view.Fit(s.request)
+	if verdict != nil {
+		return 0, statusOf(verdict)
+	}
+	return -plan.Score, nil
+}
+
+// ScoreExtensions returns the plugin, for NormalizeScore.
+func (pl *Plugin) ScoreExtensions() fwk.ScoreExtensions { return pl }
+
+// NormalizeScore ranks the raw scores into 0..100: the best node gets 100, equal
+// scores get equal ranks, and order is kept as far as 101 steps can.
+func (pl *Plugin) NormalizeScore(_ context.Context, _ fwk.CycleState, _ *v1.Pod, scores fwk.NodeScoreList) *fwk.Status {
+	ranks := make([]int64, len(scores))
+	for i := range scores {
+		ranks[i] = scores[i].Score
+	}
+	slices.Sort(ranks)
+	ranks = slices.Compact(ranks)
+	for i := range scores {
+		rank, _ := slices.BinarySearch(ranks, scores[i].Score)
+		scores[i].Score = normalized(rank, len(ranks))
+	}
+	return nil
+}
+
+// normalized maps rank 0..n-1, n-1 being the best, to 0..MaxNodeScore.
+func normalized(rank, n int) int64 {
+	if n == 1 {
+		return fwk.MaxNodeScore
+	}
+	return fwk.MaxNodeScore * int64(rank) / int64(n-1)
+}

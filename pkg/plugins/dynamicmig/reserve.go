@@ -1,0 +1,118 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dynamicmig
+
+import (
+	"context"
+	"fmt"
+	"iter"
+
+	v1 "k8s.io/api/core/v1"
+	fwk "k8s.io/kube-scheduler/framework"
+
+	"github.com/dynamig/dynamig/pkg/pool"
+)
+
+// Reserve takes the choice and records it in the ledger. A conflict is an Error:
+// Unschedulable would park the pod until an event that may never come.
+//
+// In a PodGroup cycle only the snapshot counts, Reserve and Unreserve also run in
+// simulation, and the choice is kept for when Reserve comes again for real.
+func (pl *Plugin) Reserve(_ context.Context, cs fwk.CycleState, pod *v1.Pod, nodeName string) *fwk.Status {
+	s, err := readState(cs)
+	if err != nil {
+		return nil // not a pod of ours
+	}
+	simulated := cs.IsPodGroupSchedulingCycle()
+	view, err := pl.reserveView(pod, nodeName, simulated)
+	if err != nil {
+		return fwk.AsStatus(err)
+	}
+	chosen, err := choose(s, view)
+	if err != nil {
+		return fwk.AsStatus(fmt.Errorf("reserving GPUs on node %s: %w", nodeName, err))
+	}
+	chosen.holder.Simulated = simulated
+	s.chosen = chosen
+	pl.pool.Assume(chosen.holder)
+	return nil
+}
+
+// choose keeps an earlier choice for the node where it still holds, and decides
+// otherwise.
+func choose(s *state, view *pool.View) (*choice, error) {
+	if c := s.chosen; c != nil && c.holder.Node == view.Node.Name && view.Has(c.holder) {
+		return &choice{view: view, plan: c.plan, holder: c.holder}, nil
+	}
+	plan, verdict := view.Fit(s.request)
+	if verdict != nil {
+		return nil, fmt.Errorf("the choice of Filter is gone: %s", verdict.Reason)
+	}
+	return &choice{view: view, plan: plan, holder: view.Holder(s.request, plan)}, nil
+}
+
+// reserveView is the node as Reserve must see it: the snapshot's pods; outside a
+// PodGroup cycle also what this scheduler has chosen since, and the nominated pods
+// that the pod must yield to.
+func (pl *Plugin) reserveView(pod *v1.Pod, nodeName string, simulated bool) (*pool.View, error) {
+	ni, err := pl.handle.SnapshotSharedLister().NodeInfos().Get(nodeName)
+	if err != nil {
+		return nil, fmt.Errorf("reading node %s from the snapshot: %w", nodeName, err)
+	}
+	node, err := pl.pool.Node(nodeName)
+	if err != nil {
+		return nil, err
+	}
+	if node == nil {
+		return nil, fmt.Errorf("node %s has no GPUNode any more", nodeName)
+	}
+	scope := pool.Scope{Except: pod.UID}
+	pods := podsOf(ni)
+	if !simulated {
+		scope.Ledger = pool.LedgerUnbound
+		pods = both(pods, pl.nominated(pod, nodeName))
+	}
+	return pl.pool.FreshView(node, pods, scope), nil
+}
+
+// nominated are the pods nominated to the node that pod must yield to.
+func (pl *Plugin) nominated(pod *v1.Pod, nodeName string) iter.Seq[*v1.Pod] {
+	return func(yield func(*v1.Pod) bool) {
+		for _, p := range pl.handle.NominatedPodsForNode(nodeName) {
+			other := p.GetPod()
+			if other.UID != pod.UID && priority(other) >= priority(pod) && !yield(other) {
+				return
+			}
+		}
+	}
+}
+
+func priority(pod *v1.Pod) int32 {
+	if pod.Spec.Priority == nil {
+		return 0
+	}
+	return *pod.Spec.Priority
+}
+
+func both[T any](a, b iter.Seq[T]) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		for v := range a {
+			if !yield(v) {
+				return
+			}
+		}
+		for v := range b {
+			if !yield(v) {
+				return
+			}
+		}
+	}
+}
+
+// Unreserve forgets the choice. Idempotent; it may come without Reserve. What
+// PreBind may have written stays: an annotation on an unbound pod binds nobody,
+// and removing it could remove the next leader's.
+func (pl *Plugin) Unreserve(_ context.Context, _ fwk.CycleState, pod *v1.Pod, _ string) {
+	pl.pool.ForgetUnbound(pod.UID)
+}

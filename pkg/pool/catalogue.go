@@ -1,0 +1,73 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"encoding/json"
+	"fmt"
+	"sync"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/geometry"
+)
+
+// Catalogues shares equal catalogues between nodes: a cluster has few models, and
+// a catalogue carries tables. Safe for parallel use.
+type Catalogues struct {
+	mu    sync.Mutex // guards known
+	known map[string]*geometry.Catalogue
+}
+
+// Of returns the catalogue of a model, building it the first time.
+func (c *Catalogues) Of(m *v1alpha1.GPUModel) (*geometry.Catalogue, error) {
+	text, err := json.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("reading model %s: %w", m.Model, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if found, ok := c.known[string(text)]; ok {
+		return found, nil
+	}
+	built, err := m.Catalogue()
+	if err != nil {
+		return nil, err
+	}
+	if c.known == nil {
+		c.known = map[string]*geometry.Catalogue{}
+	}
+	c.known[string(text)] = built
+	return built, nil
+}
+
+// Devices is the largest number of instances that one GPU can hold at once.
+func Devices(c *geometry.Catalogue) int {
+	most := 0
+	for _, t := range c.Templates() {
+		sum := 0
+		for _, e := range t {
+			sum += e.Count
+		}
+		most = max(most, sum)
+	}
+	if c.Rule() == geometry.RuleTemplates {
+		return most
+	}
+	for _, e := range c.Entries() {
+		most = max(most, c.Count(geometry.Occupancy{}, e.Profile))
+	}
+	return most
+}
+
+// largest is the entry with the most memory.
+func largest(c *geometry.Catalogue) (geometry.Entry, geometry.Profile) {
+	var best geometry.Entry
+	for _, e := range c.Entries() {
+		if e.MemoryMiB >= best.MemoryMiB {
+			best = e
+		}
+	}
+	profile, _ := c.Model().Profile(best.Profile)
+	return best, profile
+}

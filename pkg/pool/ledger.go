@@ -1,0 +1,192 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"sync"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/geometry"
+)
+
+// Held is one span of a Holder.
+type Held struct {
+	GPU string // UUID
+	geometry.Placed
+	Size int // memory slices
+}
+
+// State of a Holder.
+//
+//	         Assume              Publish              Bound
+//	(none) ----------> assumed ----------> published -------> bound
+//	   ^                  |                    |                |
+//	   +---- Forget ------+--------------------+----------------+
+type State int
+
+// States of a Holder.
+const (
+	Assumed   State = iota // chosen by this scheduler, nothing written
+	Published              // annotation written, not yet bound
+	Bound                  // seen bound
+)
+
+// Holder is what one pod holds on one node. Immutable once in a Ledger.
+type Holder struct {
+	Pod   types.NamespacedName
+	UID   types.UID
+	Node  string
+	State State
+	Spans []Held
+
+	// Simulated holders exist only inside a PodGroup cycle; nobody outside the
+	// scheduling of that group may see them.
+	Simulated bool
+}
+
+// HolderOf is the Holder that a bound pod's own annotation describes; ok is false
+// when it has none that is valid for this pod and node.
+func HolderOf(pod *v1.Pod) (h Holder, ok bool) {
+	text, found := pod.Annotations[v1alpha1.AnnotationAllocation]
+	if !found || pod.Spec.NodeName == "" {
+		return Holder{}, false
+	}
+	a, err := v1alpha1.DecodeAllocation(text)
+	if err != nil || a.Owns(pod, pod.Spec.NodeName) != nil {
+		return Holder{}, false
+	}
+	return Holder{
+		Pod: types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}, UID: pod.UID,
+		Node: a.Node, State: Bound, Spans: spansOf(&a),
+	}, true
+}
+
+func spansOf(a *v1alpha1.Allocation) []Held {
+	spans := a.Spans()
+	held := make([]Held, len(spans))
+	for i, s := range spans {
+		held[i] = Held{
+			GPU:    s.GPU,
+			Placed: geometry.Placed{Profile: geometry.ProfileID(s.ProfileID), Start: int(s.Start)},
+			Size:   int(s.Size),
+		}
+	}
+	return held
+}
+
+// Ledger knows what each pod holds, from the moment it is chosen until the pod is
+// gone. It is rebuilt from pods alone, so any replica has the same. Safe for
+// parallel use.
+//
+// A bound pod stays in it: kube-scheduler's cached copy of an assumed pod lacks
+// the annotation until the scheduler's own handler has seen the pod bound, which
+// may be after ours has.
+type Ledger struct {
+	mu        sync.RWMutex // guards what follows
+	pods      map[types.UID]*Holder
+	nodes     map[string]map[types.UID]*Holder
+	revisions map[string]uint64
+}
+
+// NewLedger returns an empty ledger.
+func NewLedger() *Ledger {
+	return &Ledger{
+		pods:      map[types.UID]*Holder{},
+		nodes:     map[string]map[types.UID]*Holder{},
+		revisions: map[string]uint64{},
+	}
+}
+
+// Assume records a choice. An earlier one of the same pod is replaced.
+func (l *Ledger) Assume(h Holder) {
+	h.State = Assumed
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.put(&h)
+}
+
+// Publish notes that the pod's annotation is written. It does nothing when the
+// ledger does not hold the pod.
+func (l *Ledger) Publish(uid types.UID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if old, ok := l.pods[uid]; ok && old.State == Assumed {
+		h := *old
+		h.State = Published
+		l.put(&h)
+	}
+}
+
+// Bound records what a pod seen bound holds. It returns false, and changes
+// nothing, when the ledger has the same already.
+func (l *Ledger) Bound(h Holder) bool {
+	h.State = Bound
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if old, ok := l.pods[h.UID]; ok && old.State == Bound && old.Node == h.Node {
+		return false
+	}
+	l.put(&h)
+	return true
+}
+
+// Forget drops a pod; idempotent.
+func (l *Ledger) Forget(uid types.UID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.drop(uid)
+}
+
+// ForgetUnbound drops a pod unless it was seen bound; idempotent.
+func (l *Ledger) ForgetUnbound(uid types.UID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if h, ok := l.pods[uid]; ok && h.State != Bound {
+		l.drop(uid)
+	}
+}
+
+// Holder returns what a pod holds.
+func (l *Ledger) Holder(uid types.UID) (Holder, bool) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	h, ok := l.pods[uid]
+	if !ok {
+		return Holder{}, false
+	}
+	return *h, true
+}
+
+// Revision of a node: it grows with each change of what the ledger holds there.
+func (l *Ledger) Revision(node string) uint64 {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.revisions[node]
+}
+
+func (l *Ledger) put(h *Holder) {
+	l.drop(h.UID)
+	l.pods[h.UID] = h
+	if l.nodes[h.Node] == nil {
+		l.nodes[h.Node] = map[types.UID]*Holder{}
+	}
+	l.nodes[h.Node][h.UID] = h
+	l.revisions[h.Node]++
+}
+
+func (l *Ledger) drop(uid types.UID) {
+	old, ok := l.pods[uid]
+	if !ok {
+		return
+	}
+	delete(l.pods, uid)
+	there := l.nodes[old.Node]
+	if delete(there, uid); len(there) == 0 {
+		delete(l.nodes, old.Node)
+	}
+	l.revisions[old.Node]++
+}

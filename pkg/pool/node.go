@@ -1,0 +1,116 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/geometry"
+)
+
+// Node is the compact form of a GPUNode that decisions are made from. Immutable.
+type Node struct {
+	Name string
+	UID  types.UID // of the Node object
+	GPUs []GPU
+
+	index   map[string]int // GPU UUID to position in GPUs
+	refused map[types.UID]struct{}
+}
+
+// GPU is one GPU of a Node.
+type GPU struct {
+	ID        string // UUID
+	Index     int32  // for people
+	Catalogue *geometry.Catalogue
+	Offered   bool   // takes new instances
+	Why       string // why not, when not Offered
+
+	blocked geometry.Occupancy // Foreign and Stuck instances
+}
+
+// NodeOf reads a GPUNode. The error names the object and the field; such a node
+// offers nothing.
+func NodeOf(obj *v1alpha1.GPUNode, catalogues *Catalogues) (*Node, error) {
+	n := &Node{
+		Name:    obj.Name,
+		UID:     obj.Status.NodeUID,
+		GPUs:    make([]GPU, 0, len(obj.Status.GPUs)),
+		index:   make(map[string]int, len(obj.Status.GPUs)),
+		refused: map[types.UID]struct{}{},
+	}
+	for i := range obj.Status.GPUs {
+		g, err := gpuOf(&obj.Status, &obj.Status.GPUs[i], catalogues)
+		if err != nil {
+			return nil, fmt.Errorf("reading GPUNode %s: status.gpus[%d]: %w", obj.Name, i, err)
+		}
+		if _, twice := n.index[g.ID]; twice {
+			return nil, fmt.Errorf("reading GPUNode %s: status.gpus[%d]: uuid %s occurs twice", obj.Name, i, g.ID)
+		}
+		n.index[g.ID] = len(n.GPUs)
+		n.GPUs = append(n.GPUs, g)
+	}
+	for _, p := range obj.Status.Pods {
+		if p.Phase == v1alpha1.PodRefused {
+			n.refused[p.UID] = struct{}{}
+		}
+	}
+	return n, nil
+}
+
+func gpuOf(status *v1alpha1.GPUNodeStatus, in *v1alpha1.GPU, catalogues *Catalogues) (GPU, error) {
+	model := status.Model(in.Model)
+	if model == nil {
+		return GPU{}, fmt.Errorf("model %q is not in status.models", in.Model)
+	}
+	catalogue, err := catalogues.Of(model)
+	if err != nil {
+		return GPU{}, err
+	}
+	g := GPU{ID: in.UUID, Index: in.Index, Catalogue: catalogue}
+	g.Offered, g.Why = offered(in)
+	for _, inst := range in.Instances {
+		if inst.State != v1alpha1.InstanceForeign && inst.State != v1alpha1.InstanceStuck {
+			continue
+		}
+		profile, ok := catalogue.Model().Profile(geometry.ProfileID(inst.ProfileID))
+		if !ok {
+			return GPU{}, fmt.Errorf("instances: profile id %d is not in model %s", inst.ProfileID, in.Model)
+		}
+		g.blocked = catalogue.Model().Block(g.blocked, geometry.Placement{Start: int(inst.Start), Size: profile.Size})
+	}
+	return g, nil
+}
+
+// offered says whether a GPU takes new instances.
+func offered(in *v1alpha1.GPU) (bool, string) {
+	switch {
+	case in.Health != v1alpha1.Healthy:
+		return false, "unhealthy"
+	case in.Mode.Current != v1alpha1.ModeMIG || in.Mode.Wanted != v1alpha1.ModeMIG || in.Mode.Pending:
+		return false, "not in mode mig"
+	default:
+		return true, ""
+	}
+}
+
+// Refused reports whether the node's agent has given a pod up.
+func (n *Node) Refused(uid types.UID) bool {
+	_, ok := n.refused[uid]
+	return ok
+}
+
+// Devices is the largest number of devices that the node can hold at once.
+func (n *Node) Devices() int {
+	sum := 0
+	for i := range n.GPUs {
+		if n.GPUs[i].Offered {
+			sum += Devices(n.GPUs[i].Catalogue)
+		}
+	}
+	return sum
+}

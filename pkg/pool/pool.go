@@ -1,0 +1,219 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"fmt"
+	"iter"
+	"sync"
+	"sync/atomic"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/geometry"
+)
+
+// Pool is the cluster's GPU nodes, what pods hold on them, and the views last
+// built. Safe for parallel use.
+type Pool struct {
+	*Ledger
+
+	opts       Options
+	catalogues Catalogues
+
+	mu      sync.RWMutex // guards what follows
+	nodes   map[string]*entry
+	broken  map[string]error            // GPUNodes that cannot be read
+	models  map[*geometry.Catalogue]int // GPUs offered, by catalogue
+	largest int                         // most devices of any node
+}
+
+// entry is a node with its two newest views: nominated pods make kube-scheduler
+// ask for each node twice, with them and without.
+type entry struct {
+	node  *Node
+	views [2]atomic.Pointer[keyedView]
+	next  atomic.Uint32
+}
+
+// Key names the content of a NodeInfo. Its generation alone does not: PodGroup
+// cycles keep it while pods change (kubernetes pkg/scheduler/backend/cache/
+// snapshot.go:592-600, 663-671).
+type Key struct {
+	Generation int64
+	Pods       int
+}
+
+type keyedView struct {
+	key      Key
+	revision uint64
+	view     *View
+}
+
+// New returns an empty pool.
+func New(opts Options) *Pool {
+	return &Pool{
+		Ledger: NewLedger(),
+		opts:   opts,
+		nodes:  map[string]*entry{},
+		broken: map[string]error{},
+		models: map[*geometry.Catalogue]int{},
+	}
+}
+
+// Parse reads a pod's request under the pool's options.
+func (p *Pool) Parse(pod *v1.Pod) (*Request, error) { return Parse(pod, p.opts) }
+
+// Update takes a GPUNode's newest report. The error says what is wrong with it;
+// the node offers nothing then.
+func (p *Pool) Update(obj *v1alpha1.GPUNode) error {
+	node, err := NodeOf(obj, &p.catalogues)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.remove(obj.Name)
+	if err != nil {
+		p.broken[obj.Name] = err
+		return err
+	}
+	p.nodes[obj.Name] = &entry{node: node}
+	p.count(node, 1)
+	return nil
+}
+
+// Remove drops a node; idempotent.
+func (p *Pool) Remove(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.remove(name)
+}
+
+func (p *Pool) remove(name string) {
+	delete(p.broken, name)
+	if old, ok := p.nodes[name]; ok {
+		delete(p.nodes, name)
+		p.count(old.node, -1)
+	}
+}
+
+// count keeps the figures that Possible needs.
+func (p *Pool) count(node *Node, by int) {
+	for i := range node.GPUs {
+		if !node.GPUs[i].Offered {
+			continue
+		}
+		c := node.GPUs[i].Catalogue
+		if p.models[c] += by; p.models[c] == 0 {
+			delete(p.models, c)
+		}
+	}
+	switch devices := node.Devices(); {
+	case by > 0:
+		p.largest = max(p.largest, devices)
+	case devices == p.largest:
+		p.largest = 0
+		for _, e := range p.nodes {
+			p.largest = max(p.largest, e.node.Devices())
+		}
+	}
+}
+
+// Node returns a node; nil when there is none. The error tells why a GPUNode that
+// exists cannot be used.
+func (p *Pool) Node(name string) (*Node, error) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if e, ok := p.nodes[name]; ok {
+		return e.node, nil
+	}
+	return nil, p.broken[name]
+}
+
+// Nodes lists the usable nodes in no order.
+func (p *Pool) Nodes() []*Node {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	out := make([]*Node, 0, len(p.nodes))
+	for _, e := range p.nodes {
+		out = append(out, e.node)
+	}
+	return out
+}
+
+// CachedView is View for a NodeInfo's content: built once for each key and
+// ledger revision. Nil when the node is not in the pool.
+func (p *Pool) CachedView(name string, key Key, pods iter.Seq[*v1.Pod]) *View {
+	p.mu.RLock()
+	e := p.nodes[name]
+	p.mu.RUnlock()
+	if e == nil {
+		return nil
+	}
+	revision := p.Revision(name)
+	for i := range e.views {
+		if kept := e.views[i].Load(); kept != nil && kept.key == key && kept.revision == revision {
+			return kept.view
+		}
+	}
+	// A change of the ledger between reading the revision and building makes the
+	// view newer than its name: it is then built again for the newer one.
+	kept := &keyedView{key: key, revision: revision, view: p.View(e.node, pods, Scope{}, p.opts)}
+	e.views[e.next.Add(1)%2].Store(kept)
+	return kept.view
+}
+
+// FreshView builds a view that is not kept.
+func (p *Pool) FreshView(node *Node, pods iter.Seq[*v1.Pod], scope Scope) *View {
+	return p.View(node, pods, scope, p.opts)
+}
+
+// Possible reports whether the pool's hardware could ever hold r, and says what is
+// too much otherwise. It looks at models, not at nodes: its cost does not grow
+// with the cluster.
+func (p *Pool) Possible(r *Request) error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if len(p.models) == 0 {
+		return invalid("no node offers MIG instances yet: no GPUNode reports a usable GPU in mode %s", v1alpha1.ModeMIG)
+	}
+	if n := len(r.Devices); n > p.largest {
+		return invalid("the pod asks for %d devices of %s; the largest node can hold %d", n, v1alpha1.ResourceGPU, p.largest)
+	}
+	for _, w := range r.Devices {
+		if err := p.possible(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *Pool) possible(w geometry.Want) error {
+	most, name := -1, ""
+	for c := range p.models {
+		if _, ok := c.Can(w); ok {
+			return nil
+		}
+		if e, profile := largest(c); e.MemoryMiB > most || (e.MemoryMiB == most && profile.Name < name) {
+			most, name = e.MemoryMiB, profile.Name
+		}
+	}
+	return invalid("%s asks for %s; no GPU in the cluster can be cut into that, the largest profile on offer is %s with %d MiB",
+		field(w), Describe(w), name, most)
+}
+
+// field names the part of the pod that a want came from.
+func field(w geometry.Want) string {
+	switch {
+	case w.Profile != "":
+		return fmt.Sprintf("annotation %s", v1alpha1.AnnotationProfile)
+	case w.MemoryMiB > 0:
+		return fmt.Sprintf("limit %s", v1alpha1.ResourceMemory)
+	case w.Percent > 0:
+		return fmt.Sprintf("limit %s", v1alpha1.ResourceMemoryPercentage)
+	case w.Cores > 0:
+		return fmt.Sprintf("limit %s", v1alpha1.ResourceCores)
+	default:
+		return fmt.Sprintf("limit %s", v1alpha1.ResourceGPU)
+	}
+}

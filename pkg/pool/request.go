@@ -1,0 +1,265 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"fmt"
+	"math"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/geometry"
+)
+
+// Options are what the scheduler's arguments say about requests.
+type Options struct {
+	NoOversize   bool // only the smallest adequate profile, never a larger one
+	StrictMemory bool // compare with NVML's memory instead of the file's
+}
+
+// Request is what a pod asks for. It is parsed once and never changed.
+type Request struct {
+	Pod     types.NamespacedName
+	UID     types.UID
+	MIG     bool // a MIG instance would do
+	Devices []geometry.Want
+
+	// Containers lists for each container with devices, by name, the indexes
+	// into Devices in the order of the allocation.
+	Containers map[string][]int
+}
+
+// InvalidError is a mistake in a pod. Its text names the field and the remedy.
+type InvalidError struct{ Problem string }
+
+func (e *InvalidError) Error() string { return e.Problem }
+
+func invalid(format string, args ...any) error {
+	return &InvalidError{Problem: fmt.Sprintf(format, args...)}
+}
+
+// Wants reports whether a pod asks for any of our resources. It is cheap: most
+// pods of a cluster do not.
+func Wants(pod *v1.Pod) bool {
+	for _, list := range [][]v1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
+		for i := range list {
+			if asks(&list[i]) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func asks(c *v1.Container) bool {
+	for _, name := range []v1.ResourceName{
+		v1alpha1.ResourceGPU, v1alpha1.ResourceMemory, v1alpha1.ResourceMemoryPercentage, v1alpha1.ResourceCores,
+	} {
+		if quantity(c, name) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// quantity reads a limit, or the request where there is no limit. Absent is 0.
+func quantity(c *v1.Container, name v1.ResourceName) int64 {
+	if q, ok := c.Resources.Limits[name]; ok {
+		return q.Value()
+	}
+	q := c.Resources.Requests[name]
+	return q.Value()
+}
+
+// Parse reads a pod's request; nil when it asks for none of our resources. The
+// error is an *InvalidError: the pod must be changed.
+//
+// App containers and sidecars have devices of their own. A plain init container
+// has finished before the app containers start, and kubelet gives its slots to
+// them in spec order; so its devices are theirs, each made large enough for both.
+func Parse(pod *v1.Pod, opts Options) (*Request, error) {
+	if !Wants(pod) {
+		return nil, nil
+	}
+	r := &Request{
+		Pod:        types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name},
+		UID:        pod.UID,
+		Containers: map[string][]int{},
+	}
+	if err := r.parseMode(pod.Annotations[v1alpha1.AnnotationMode]); err != nil {
+		return nil, err
+	}
+	b := requestBuilder{request: r, opts: opts, profile: pod.Annotations[v1alpha1.AnnotationProfile]}
+	if err := b.addAll(pod); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// parseMode accepts the modes that exist. HAMi tests "the annotation contains the
+// mode", so that a list in any notation names several; text that contains none is
+// a mistake and refused.
+func (r *Request) parseMode(text string) error {
+	if text == "" {
+		r.MIG = true
+		return nil
+	}
+	r.MIG = strings.Contains(text, v1alpha1.ModeMIG)
+	if !r.MIG && !strings.Contains(text, v1alpha1.ModeHAMiCore) {
+		return invalid("annotation %s is %q; use %q, %q or both",
+			v1alpha1.AnnotationMode, text, v1alpha1.ModeMIG, v1alpha1.ModeHAMiCore)
+	}
+	return nil
+}
+
+type requestBuilder struct {
+	request *Request
+	opts    Options
+	profile string
+	apps    []int // devices of app containers, in spec order
+}
+
+func (b *requestBuilder) addAll(pod *v1.Pod) error {
+	for i := range pod.Spec.Containers {
+		indexes, err := b.addOwn(&pod.Spec.Containers[i])
+		if err != nil {
+			return err
+		}
+		b.apps = append(b.apps, indexes...)
+	}
+	for i := range pod.Spec.InitContainers {
+		c := &pod.Spec.InitContainers[i]
+		var err error
+		if sidecar(c) {
+			_, err = b.addOwn(c)
+		} else {
+			err = b.share(c)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sidecar(c *v1.Container) bool {
+	return c.RestartPolicy != nil && *c.RestartPolicy == v1.ContainerRestartPolicyAlways
+}
+
+// addOwn gives a container devices of its own.
+func (b *requestBuilder) addOwn(c *v1.Container) ([]int, error) {
+	want, count, err := b.parse(c)
+	if err != nil || count == 0 {
+		return nil, err
+	}
+	indexes := make([]int, count)
+	for i := range indexes {
+		indexes[i] = len(b.request.Devices)
+		b.request.Devices = append(b.request.Devices, want)
+	}
+	b.request.Containers[c.Name] = indexes
+	return indexes, nil
+}
+
+// share lets a plain init container use the app containers' devices, in the order
+// in which kubelet hands its slots on, and adds devices where it wants more.
+func (b *requestBuilder) share(c *v1.Container) error {
+	want, count, err := b.parse(c)
+	if err != nil || count == 0 {
+		return err
+	}
+	for len(b.apps) < count {
+		b.apps = append(b.apps, len(b.request.Devices))
+		b.request.Devices = append(b.request.Devices, want)
+	}
+	indexes := append([]int(nil), b.apps[:count]...)
+	for _, i := range indexes {
+		b.request.Devices[i] = larger(b.request.Devices[i], want)
+	}
+	b.request.Containers[c.Name] = indexes
+	return nil
+}
+
+// larger is a want that satisfies both.
+func larger(a, b geometry.Want) geometry.Want {
+	a.MemoryMiB = max(a.MemoryMiB, b.MemoryMiB)
+	a.Percent = max(a.Percent, b.Percent)
+	a.Cores = max(a.Cores, b.Cores)
+	a.Full = a.Full || b.Full
+	return a
+}
+
+// parse reads one container: what each of its devices must be, and how many.
+func (b *requestBuilder) parse(c *v1.Container) (geometry.Want, int, error) {
+	var none geometry.Want
+	if !asks(c) {
+		return none, 0, nil
+	}
+	count := quantity(c, v1alpha1.ResourceGPU)
+	memory := quantity(c, v1alpha1.ResourceMemory)
+	percent := quantity(c, v1alpha1.ResourceMemoryPercentage)
+	cores := quantity(c, v1alpha1.ResourceCores)
+	switch {
+	case count <= 0:
+		return none, 0, invalid("container %q asks for %s without %s; add the limit %s: 1",
+			c.Name, firstAsked(c), v1alpha1.ResourceGPU, v1alpha1.ResourceGPU)
+	case count > math.MaxInt16:
+		return none, 0, invalid("container %q: %s is %d; no node has that many", c.Name, v1alpha1.ResourceGPU, count)
+	case percent > 100:
+		return none, 0, invalid("container %q: %s is %d; use 1 to 100", c.Name, v1alpha1.ResourceMemoryPercentage, percent)
+	case cores > 100:
+		return none, 0, invalid("container %q: %s is %d; use 0 to 100", c.Name, v1alpha1.ResourceCores, cores)
+	case memory > math.MaxInt32:
+		return none, 0, invalid("container %q: %s is %d MiB; no GPU has that much (the unit is MiB, without a suffix)",
+			c.Name, v1alpha1.ResourceMemory, memory)
+	}
+	want := geometry.Want{Strict: b.opts.StrictMemory, Oversize: !b.opts.NoOversize}
+	switch {
+	case b.profile != "":
+		want.Profile = b.profile
+	case memory > 0:
+		want.MemoryMiB, want.Cores = int(memory), int(cores)
+	case percent > 0:
+		want.Percent, want.Cores = int(percent), int(cores)
+	case cores > 0 && cores < 100:
+		want.Cores = int(cores)
+	default:
+		want.Full = true
+	}
+	return want, int(count), nil
+}
+
+func firstAsked(c *v1.Container) v1.ResourceName {
+	for _, name := range v1alpha1.RequestOnlyResources() {
+		if quantity(c, name) > 0 {
+			return name
+		}
+	}
+	return v1alpha1.ResourceGPU
+}
+
+// Describe says in words what one device must be.
+func Describe(w geometry.Want) string {
+	var text string
+	switch {
+	case w.Profile != "":
+		return "profile " + w.Profile
+	case w.Full:
+		return "a whole GPU"
+	case w.MemoryMiB > 0:
+		text = fmt.Sprintf("%d MiB", w.MemoryMiB)
+	case w.Percent > 0:
+		text = fmt.Sprintf("%d%% of a GPU's memory", w.Percent)
+	}
+	if w.Cores > 0 {
+		if text != "" {
+			text += " and "
+		}
+		text += fmt.Sprintf("%d%% of a GPU's cores", w.Cores)
+	}
+	return text
+}

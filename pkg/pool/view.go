@@ -1,0 +1,233 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"cmp"
+	"iter"
+	"slices"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/dynamig/dynamig/pkg/geometry"
+)
+
+// View is what is taken and free on one node at one moment. Immutable, so that
+// any number of decisions may read it in parallel.
+type View struct {
+	Node *Node
+
+	opts     Options
+	occupied []geometry.Occupancy // by position in Node.GPUs
+
+	// contested is set when a nominated pod found no room: whoever is under test
+	// must yield to it.
+	contested bool
+}
+
+// Scope says what counts besides the pods given.
+type Scope struct {
+	Ledger LedgerScope
+	Except types.UID // left out: the pod under test, or one that is gone
+}
+
+// LedgerScope says which ledger entries of the node count although their pods are
+// not among those given.
+type LedgerScope int
+
+// Scopes.
+const (
+	LedgerOff     LedgerScope = iota // none: a NodeInfo in Filter is complete
+	LedgerUnbound                    // choices of this scheduler that a snapshot may not show yet
+	LedgerAll                        // all but simulated ones: outside the scheduling cycle
+)
+
+func (s LedgerScope) includes(h *Holder) bool {
+	switch s {
+	case LedgerUnbound:
+		return h.State != Bound
+	case LedgerAll:
+		return !h.Simulated
+	default:
+		return false
+	}
+}
+
+// View builds the view of a node from the pods on it, the ledger and the Node.
+// Each pod is one of four kinds, in this order: in the ledger for this node;
+// hypothetical (no nodeName), placed virtually after all others; bound with a
+// valid annotation; or without any, holding slots but no spans.
+func (l *Ledger) View(node *Node, pods iter.Seq[*v1.Pod], scope Scope, opts Options) *View {
+	b := builder{node: node, occupied: node.idle().occupied, opts: opts}
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	seen := b.addPods(l.pods, pods, scope.Except)
+	for uid, h := range l.nodes[node.Name] {
+		if _, ok := seen[uid]; !ok && uid != scope.Except && scope.Ledger.includes(h) && !b.gaveUp(h) {
+			b.add(h.Spans)
+		}
+	}
+	return b.finish()
+}
+
+// builder collects a view.
+type builder struct {
+	node     *Node
+	opts     Options
+	occupied []geometry.Occupancy
+	holders  []placedPod // kept only for what hypothetical pods may displace
+	nominees []*v1.Pod
+}
+
+// placedPod is a pod with spans that is ending.
+type placedPod struct {
+	priority int32
+	spans    []Held
+}
+
+// addPods adds the node's pods and returns their UIDs.
+func (b *builder) addPods(ledger map[types.UID]*Holder, pods iter.Seq[*v1.Pod], except types.UID) map[types.UID]struct{} {
+	seen := map[types.UID]struct{}{}
+	for pod := range pods {
+		if pod.UID == except || !Wants(pod) {
+			continue
+		}
+		seen[pod.UID] = struct{}{}
+		spans, hypothetical := b.spansOf(ledger, pod)
+		if hypothetical {
+			b.nominees = append(b.nominees, pod)
+			continue
+		}
+		if pod.DeletionTimestamp != nil {
+			b.holders = append(b.holders, placedPod{priority: priority(pod), spans: spans})
+			continue
+		}
+		b.add(spans)
+	}
+	return seen
+}
+
+// spansOf is what a pod holds on this node; hypothetical when it is not there.
+func (b *builder) spansOf(ledger map[types.UID]*Holder, pod *v1.Pod) (spans []Held, hypothetical bool) {
+	if h, ok := ledger[pod.UID]; ok && h.Node == b.node.Name {
+		if b.gaveUp(h) {
+			return nil, false
+		}
+		return h.Spans, false
+	}
+	if pod.Spec.NodeName == "" {
+		return nil, true
+	}
+	h, ok := HolderOf(pod)
+	if !ok || h.Node != b.node.Name || b.node.Refused(pod.UID) {
+		return nil, false
+	}
+	return h.Spans, false
+}
+
+// gaveUp reports whether the node's agent has refused a bound pod (I5).
+func (b *builder) gaveUp(h *Holder) bool {
+	return h.State == Bound && b.node.Refused(h.UID)
+}
+
+// add takes spans. One that the catalogue does not allow, or that overlaps, still
+// takes its slices.
+func (b *builder) add(spans []Held) {
+	for _, s := range spans {
+		i, ok := b.node.index[s.GPU]
+		if !ok {
+			continue // the GPU is gone, and its slices with it
+		}
+		model := b.node.GPUs[i].Catalogue.Model()
+		next, err := model.Occupy(b.occupied[i], s.Placed)
+		if err != nil {
+			next = model.Block(b.occupied[i], geometry.Placement{Start: s.Start, Size: s.Size})
+		}
+		b.occupied[i] = next
+	}
+}
+
+// finish places the hypothetical pods, the most important first, and adds the
+// ending pods, whose spans a more important nominee may count on.
+func (b *builder) finish() *View {
+	v := &View{Node: b.node, opts: b.opts}
+	slices.SortStableFunc(b.nominees, func(x, y *v1.Pod) int {
+		return cmp.Or(cmp.Compare(priority(y), priority(x)), cmp.Compare(x.UID, y.UID))
+	})
+	for _, pod := range b.nominees {
+		if !b.placeNominee(pod) {
+			v.contested = true
+			break
+		}
+	}
+	for _, h := range b.holders {
+		b.add(h.spans)
+	}
+	v.occupied = b.occupied
+	return v
+}
+
+// placeNominee places one hypothetical pod beside everything; failing that, where
+// ending pods of lower priority (its victims) still are.
+func (b *builder) placeNominee(pod *v1.Pod) bool {
+	r, err := Parse(pod, b.opts)
+	if err != nil || r == nil {
+		return true // it can never run here; it takes nothing
+	}
+	for _, spare := range []bool{false, true} {
+		beside := builder{node: b.node, occupied: slices.Clone(b.occupied)}
+		for _, h := range b.holders {
+			if !spare || h.priority >= priority(pod) {
+				beside.add(h.spans)
+			}
+		}
+		plan, verdict := (&View{Node: b.node, occupied: beside.occupied}).Fit(r)
+		if verdict == nil {
+			b.take(plan)
+			return true
+		}
+	}
+	return false
+}
+
+func (b *builder) take(plan Plan) {
+	for _, d := range plan.Devices {
+		b.add([]Held{{GPU: b.node.GPUs[d.GPU].ID, Placed: d.Placed, Size: d.Size}})
+	}
+}
+
+func priority(pod *v1.Pod) int32 {
+	if pod.Spec.Priority == nil {
+		return 0
+	}
+	return *pod.Spec.Priority
+}
+
+// FitsPod reports whether a pod fits the view on its own.
+func (v *View) FitsPod(pod *v1.Pod) bool {
+	r, err := Parse(pod, v.opts)
+	if err != nil || r == nil {
+		return false
+	}
+	_, verdict := v.Fit(r)
+	return verdict == nil
+}
+
+// Occupied is the occupancy of the GPU at a position of Node.GPUs.
+func (v *View) Occupied(gpu int) geometry.Occupancy { return v.occupied[gpu] }
+
+// idle is the node without any pod.
+func (n *Node) idle() *View {
+	v := &View{Node: n, occupied: make([]geometry.Occupancy, len(n.GPUs))}
+	for i := range n.GPUs {
+		v.occupied[i] = n.GPUs[i].blocked
+	}
+	return v
+}
+
+// bare is the node without any pod and without instances of others.
+func (n *Node) bare() *View {
+	return &View{Node: n, occupied: make([]geometry.Occupancy, len(n.GPUs))}
+}
