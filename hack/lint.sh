@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# SPDX-FileCopyrightText: The dynamig Authors
+# SPDX-License-Identifier: Apache-2.0
+
+# Static checks; each prints what it found and the run goes on to the next.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export CGO_ENABLED=0 GOTOOLCHAIN=local
+tools=$PWD/.build/tools/lint
+mkdir -p "$tools"
+failed=0
+check() {
+	local name=$1 began=$SECONDS
+	shift
+	if "$@"; then
+		echo "$name ok ($((SECONDS - began))s)"
+	else
+		echo "$name found problems" >&2
+		failed=1
+	fi
+}
+
+for tool in honnef.co/go/tools/cmd/staticcheck sigs.k8s.io/logtools/logcheck; do
+	(cd hack/tools/lint && go build -o "$tools/" "$tool") || exit 1
+done
+
+formatted() {
+	local bad
+	bad=$(gofmt -l cmd pkg test)
+	[ -z "$bad" ] || { echo "$bad"; return 1; }
+}
+tidy() { go mod tidy -diff && (cd test/perf && go mod tidy -diff); }
+
+check gofmt formatted
+check vet go vet ./...
+check staticcheck "$tools/staticcheck" ./...
+check logcheck "$tools/logcheck" -check-contextual=true ./cmd/... ./pkg/...
+check tidy tidy
+check generate hack/generate.sh --check
+exit $failed

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# SPDX-FileCopyrightText: The dynamig Authors
+# SPDX-License-Identifier: Apache-2.0
+
+# test.sh unit|race|integration|fuzz
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export GOTOOLCHAIN=local
+
+# Packages whose code runs in parallel and that do not drag kube-scheduler along:
+# the race detector builds everything again.
+race="./pkg/geometry/... ./pkg/pool/... ./pkg/nvml/... ./pkg/cdi/... ./pkg/deviceplugin/... ./pkg/agent/... ./pkg/config/..."
+
+case $1 in
+unit)
+	export CGO_ENABLED=0
+	go test $(go list ./... | grep -v -E '/test/(cluster|e2e)$')
+	;;
+race)
+	command -v gcc >/dev/null || { echo "gcc is missing; the race detector needs it (on Debian: apt-get install gcc libc6-dev)." >&2; exit 1; }
+	export CGO_ENABLED=1
+	go test -race $race
+	;;
+integration)
+	export CGO_ENABLED=0
+	hack/preflight.sh
+	hack/build-tools.sh
+	hack/build.sh
+	export DYNAMIG_BUILD=$PWD/.build DYNAMIG_CLUSTER_TESTS=1
+	go test -count=1 -timeout=40m -p 1 ./test/cluster/ ./test/e2e/
+	;;
+fuzz)
+	export CGO_ENABLED=0
+	go list ./... | while read -r package; do
+		dir=$(go list -f '{{.Dir}}' "$package")
+		grep -ohE '^func Fuzz[A-Za-z0-9_]*' "$dir"/*_test.go 2>/dev/null | sed 's/func //' | while read -r name; do
+			go test -run '^$' -fuzz "^$name\$" -fuzztime "${FUZZTIME:-10s}" "$package"
+		done
+	done
+	;;
+esac
