@@ -1,0 +1,171 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package rules holds the repository to what docs/design.md section 1 says about it.
+package rules
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const (
+	module = "github.com/dynamig/dynamig"
+	root   = "../.."
+)
+
+// deps lists what packages import, directly or not.
+func deps(t *testing.T, patterns ...string) []string {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-deps"}, patterns...)...)
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("listing the dependencies of %v: %v: %s", patterns, err, stderr.String())
+	}
+	return strings.Fields(string(out))
+}
+
+// TestDependencyRules: who may import whom.
+func TestDependencyRules(t *testing.T) {
+	standard := regexp.MustCompile(`^[a-z0-9]+(/|$)`) // no dot in the first element
+	isStandard := func(p string) bool {
+		first, _, _ := strings.Cut(p, "/")
+		return standard.MatchString(p) && !strings.Contains(first, ".")
+	}
+	under := func(p string, prefixes ...string) bool {
+		return slices.ContainsFunc(prefixes, func(prefix string) bool { return p == prefix || strings.HasPrefix(p, prefix+"/") })
+	}
+	own := func(p string) bool { return under(p, module) }
+	for _, tc := range []struct {
+		name     string
+		packages string
+		allowed  func(p string) bool
+	}{
+		{
+			"geometry imports the standard library only", "./pkg/geometry",
+			func(p string) bool { return isStandard(p) || under(p, module+"/pkg/geometry") },
+		},
+		{
+			"api imports geometry and no other package of ours", "./pkg/api/v1alpha1",
+			func(p string) bool {
+				return !under(p, "k8s.io/kubernetes", "k8s.io/client-go") && (!own(p) || under(p, module+"/pkg/geometry", module+"/pkg/api"))
+			},
+		},
+		{
+			"pool knows neither framework nor clients nor NVML", "./pkg/pool",
+			func(p string) bool {
+				return !under(p, "k8s.io/kubernetes", "k8s.io/client-go", "k8s.io/kube-scheduler") &&
+					(!own(p) || under(p, module+"/pkg/geometry", module+"/pkg/api", module+"/pkg/pool"))
+			},
+		},
+		{
+			"nvml is plain Go without Kubernetes", "./pkg/nvml",
+			func(p string) bool { return isStandard(p) || own(p) },
+		},
+		{
+			"the plugin does not know agent or NVML", "./pkg/plugins/...",
+			func(p string) bool {
+				return !under(p, module+"/pkg/agent", module+"/pkg/nvml", module+"/pkg/deviceplugin", module+"/pkg/cdi", "github.com/NVIDIA")
+			},
+		},
+		{
+			"the agent does not know the plugin or link k8s.io/kubernetes", "./cmd/nodeagent",
+			func(p string) bool { return !under(p, "k8s.io/kubernetes", module+"/pkg/plugins") },
+		},
+		{
+			"deviceplugin does not know MIG or NVML", "./pkg/deviceplugin",
+			func(p string) bool {
+				return !under(p, module+"/pkg/nvml", module+"/pkg/geometry", module+"/pkg/agent", module+"/pkg/api")
+			},
+		},
+		{
+			"agent does not know kubelet's protocol", "./pkg/agent",
+			func(p string) bool { return !under(p, "k8s.io/kubelet", module+"/pkg/deviceplugin", module+"/pkg/cdi") },
+		},
+		{
+			"the scheduler never links cgo", "./cmd/scheduler",
+			func(p string) bool { return p != "runtime/cgo" && !under(p, "github.com/NVIDIA") },
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for _, p := range deps(t, tc.packages) {
+				if !tc.allowed(p) {
+					t.Errorf("%s imports %s", tc.packages, p)
+				}
+			}
+		})
+	}
+}
+
+// TestRBACRulesNameTheirCode: each rule is preceded by a comment that names a file
+// or package that exists.
+func TestRBACRulesNameTheirCode(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(root, "manifests/base/rbac/*.yaml"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no RBAC manifests: %v", err)
+	}
+	path := regexp.MustCompile(`(pkg|cmd)/[a-z0-9/]+(\.go)?`)
+	rules := 0
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		comment := ""
+		for line := range strings.Lines(string(text)) {
+			switch {
+			case strings.HasPrefix(line, "#"):
+				comment += line
+			case strings.HasPrefix(line, "- apiGroups:"):
+				rules++
+				named := path.FindAllString(comment, -1)
+				if len(named) == 0 {
+					t.Errorf("%s: a rule has no comment that names its code: %s", filepath.Base(file), line)
+				}
+				for _, p := range named {
+					if _, err := os.Stat(filepath.Join(root, p)); err != nil {
+						t.Errorf("%s names %s: %v", filepath.Base(file), p, err)
+					}
+				}
+			case !strings.HasPrefix(line, " "):
+				comment = ""
+			}
+		}
+	}
+	if rules < 5 {
+		t.Errorf("only %d rules were read: the test does not see them", rules)
+	}
+}
+
+// TestEverySourceFileNamesItsLicence: SPDX headers.
+func TestEverySourceFileNamesItsLicence(t *testing.T) {
+	for _, dir := range []string{"cmd", "pkg", "test", "hack"} {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, d os.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			head := text[:min(len(text), 400)]
+			if !bytes.Contains(head, []byte("SPDX-License-Identifier: Apache-2.0")) {
+				t.Errorf("%s has no SPDX header", path)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
