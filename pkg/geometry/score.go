@@ -1,0 +1,154 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package geometry
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+)
+
+// ScoreScale is the Score of one memory slice: scores are in billionths of it.
+const ScoreScale = 1_000_000_000
+
+// Weights of the score; see scores.
+const (
+	lookAhead     = 12   // requests ahead, k
+	packWeight    = 0.1  // per memory slice free before: prefer fuller GPUs
+	optionsWeight = 1e-6 // per placement lost: breaks what would be ties
+)
+
+// scores has the placement score S for every state of a GPU. For a state m, the
+// state m' after the placement, and a mix p of requests to come:
+//
+//	F(m)  = sum_p mix[p] * free(m) * [p has no legal start in m]
+//	V0(m) = 0
+//	Vk(m) = sum_p mix[p] * max( Vk-1(m), max over starts of size_p + Vk-1(m with p there) )
+//	S     = F(m') - F(m) + V12(m) - V12(m') + 0.1 free(m) + 1e-6 (options(m) - options(m'))
+//
+// F is the expected number of free memory slices that the next request cannot use
+// (fragmentation gradient descent, USENIX ATC'23). V is what the next twelve
+// requests can get of this GPU alone if each is placed as well as possible. So S
+// is low where little is made unusable, little future is lost, and the GPU was
+// full already. All terms are in memory slices. options counts legal placements.
+//
+// S is potential[m'] - potential[m] + pack[m]: two look-ups for a placement.
+type scores struct {
+	potential []int64 // F - V12 - 1e-6 options by state, times ScoreScale
+	pack      []int64 // 0.1 free by state, times ScoreScale
+}
+
+// of is S of going from a state to another.
+func (s *scores) of(before, after int) int64 {
+	return s.potential[after] - s.potential[before] + s.pack[before]
+}
+
+// share is a profile's part in the mix.
+type share struct {
+	weight  float64 // all together 1
+	size    float64 // memory slices
+	windows []int   // placements as states
+}
+
+// newScores fills the tables for a mix, by index of the profile. Profiles with
+// weight 0 do not count at all.
+func newScores(m *Model, mix map[int]float64) scores {
+	var shares []share
+	for _, i := range slices.Sorted(maps.Keys(mix)) { // floating-point sums need an order
+		if mix[i] > 0 {
+			shares = append(shares, share{mix[i], float64(m.profiles[i].Size), m.windows(i)})
+		}
+	}
+	states := 1 << len(m.units)
+	value := values(shares, states)
+	s := scores{potential: make([]int64, states), pack: make([]int64, states)}
+	for state := range states {
+		free := float64(m.freeIn(state))
+		stuck, options := 0.0, 0
+		for _, p := range shares {
+			n := countFree(p.windows, state)
+			options += n
+			if n == 0 {
+				stuck += p.weight
+			}
+		}
+		s.potential[state] = scaled(float64(stuck*free) - value[state] - float64(optionsWeight*float64(options)))
+		s.pack[state] = scaled(float64(packWeight * free))
+	}
+	return s
+}
+
+// values is V12 by state. Products are converted before they are added, so that
+// no processor fuses the two and all replicas compute the same.
+func values(shares []share, states int) []float64 {
+	value, next := make([]float64, states), make([]float64, states)
+	for range lookAhead {
+		for state := range states {
+			sum := 0.0
+			for _, p := range shares {
+				best := value[state]
+				for _, w := range p.windows {
+					if state&w == 0 {
+						best = max(best, p.size+value[state|w])
+					}
+				}
+				sum += float64(p.weight * best)
+			}
+			next[state] = sum
+		}
+		value, next = next, value
+	}
+	return value
+}
+
+// countFree is the number of windows that are free in a state.
+func countFree(windows []int, state int) int {
+	n := 0
+	for _, w := range windows {
+		if state&w == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// scaled rounds memory slices to a score.
+func scaled(memorySlices float64) int64 { return int64(math.Round(memorySlices * ScoreScale)) }
+
+// uniform is the mix that expects all profiles alike that requests get unasked.
+func (c *Catalogue) uniform() map[int]float64 {
+	mix := make(map[int]float64)
+	for _, i := range c.common {
+		mix[i] = 1 / float64(len(c.common))
+	}
+	return mix
+}
+
+// WithMix returns the same catalogue with scores for another mix of requests: how
+// often each profile is asked for, in any unit. Profiles that are not named count
+// as never. It takes as long as NewCatalogue; keep it out of decisions.
+func (c *Catalogue) WithMix(weights map[ProfileID]float64) (*Catalogue, error) {
+	sum := 0.0
+	for _, id := range slices.Sorted(maps.Keys(weights)) {
+		w := weights[id]
+		switch {
+		case c.model.index(id) < 0:
+			return nil, fmt.Errorf("mixing requests for %s: profile %d: %w", c.model.name, id, ErrUnknownProfile)
+		case !(w >= 0) || math.IsInf(w, 1):
+			return nil, fmt.Errorf("mixing requests for %s: weight %v of profile %d is not a finite number from 0", c.model.name, w, id)
+		}
+		sum += w
+	}
+	if !(sum > 0) || math.IsInf(sum, 1) {
+		return nil, fmt.Errorf("mixing requests for %s: the weights sum up to %v, want a finite number above 0", c.model.name, sum)
+	}
+	mix := make(map[int]float64)
+	for id, w := range weights {
+		mix[c.model.index(id)] = w / sum
+	}
+	other := *c
+	other.scores = newScores(c.model, mix)
+	return &other, nil
+}
