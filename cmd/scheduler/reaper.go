@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/plugins/dynamicmig"
+	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 // The reaper's lease. Plugins do not know which replica leads, so it has its own.
@@ -43,7 +45,11 @@ type reaper struct {
 	pods     cache.Indexer // with dynamicmig.ByNode
 	gpuNodes cache.Store
 	queue    workqueue.TypedRateLimitingInterface[string] // GPUNode names
-	told     map[types.UID]struct{}                       // bare pods with an event; used by the one worker
+
+	// term is held while this process works under the lease: the elector does not
+	// wait for the end of one term before it begins the next. It guards told.
+	term sync.Mutex
+	told map[types.UID]struct{} // bare pods with an event
 }
 
 // startReaper runs the reaper until ctx ends, whenever this process holds its
@@ -58,21 +64,46 @@ func startReaper(ctx context.Context, shared dynamicmig.Shared) error {
 			workqueue.NewTypedItemExponentialFailureRateLimiter[string](time.Second, time.Minute)),
 		told: map[types.UID]struct{}{},
 	}
-	if _, err := shared.GPUNodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(obj any) { r.queue.Add(obj.(*v1alpha1.GPUNode).Name) },
-		UpdateFunc: func(_, obj any) { r.queue.Add(obj.(*v1alpha1.GPUNode).Name) },
-	}); err != nil {
-		return fmt.Errorf("watching GPUNodes for the reaper: %w", err)
+	if err := r.watch(shared); err != nil {
+		return err
 	}
 	elector, err := r.elector(shared)
 	if err != nil {
 		return err
 	}
 	go func() {
+		defer r.queue.ShutDown()
 		for ctx.Err() == nil {
 			elector.Run(ctx) // returns when the lease is lost; then stand again
 		}
 	}()
+	return nil
+}
+
+// watch queues a node when its report changes and when a pod is seen bound there:
+// the report may tell of a pod that the scheduler has not yet seen bound.
+func (r *reaper) watch(shared dynamicmig.Shared) error {
+	if _, err := shared.GPUNodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(obj any) { r.queue.Add(obj.(*v1alpha1.GPUNode).Name) },
+		UpdateFunc: func(_, obj any) { r.queue.Add(obj.(*v1alpha1.GPUNode).Name) },
+	}); err != nil {
+		return fmt.Errorf("watching GPUNodes for the reaper: %w", err)
+	}
+	bound := func(pod *v1.Pod) {
+		if pod.Spec.NodeName != "" && pool.Wants(pod) {
+			r.queue.Add(pod.Spec.NodeName)
+		}
+	}
+	if _, err := shared.Pods.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(obj any) { bound(obj.(*v1.Pod)) },
+		UpdateFunc: func(before, after any) {
+			if before.(*v1.Pod).Spec.NodeName == "" {
+				bound(after.(*v1.Pod))
+			}
+		},
+	}); err != nil {
+		return fmt.Errorf("watching pods for the reaper: %w", err)
+	}
 	return nil
 }
 
@@ -110,6 +141,8 @@ func (r *reaper) elector(shared dynamicmig.Shared) (*leaderelection.LeaderElecto
 // run works until ctx ends. What was queued while another replica led is looked
 // at again: a node's report tells everything.
 func (r *reaper) run(ctx context.Context, shared dynamicmig.Shared) {
+	r.term.Lock()
+	defer r.term.Unlock()
 	if !cache.WaitForCacheSync(ctx.Done(), shared.Pods.HasSynced, shared.GPUNodes.HasSynced) {
 		return
 	}

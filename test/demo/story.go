@@ -64,7 +64,7 @@ func (st story) whatItGot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := st.Event(ctx, namespace, "gpu-pod", "DevicesPrepared"); err != nil {
+	if _, err := st.Event(ctx, namespace, "gpu-pod", "Prepared"); err != nil {
 		return err
 	}
 	for _, args := range [][]string{

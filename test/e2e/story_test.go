@@ -29,7 +29,7 @@ func TestPodOfTheDocumentation(t *testing.T) {
 	if text := event(t, pod.Name, "GPUsPlaced"); !strings.Contains(text, "2g.10gb at slice") || !strings.Contains(text, "node node1") {
 		t.Errorf("event GPUsPlaced = %q", text)
 	}
-	event(t, pod.Name, "DevicesPrepared")
+	event(t, pod.Name, "Prepared")
 }
 
 // TestContainerMayNotOpenAnotherDevice: the device cgroup refuses a capability that

@@ -78,6 +78,13 @@ func Open(cfg Config) (*Stack, error) {
 }
 
 func wrap(cfg Config, c *cluster.Cluster) (*Stack, error) {
+	for _, path := range []*string{&cfg.Repo, &cfg.Programs} {
+		abs, err := filepath.Abs(*path)
+		if err != nil {
+			return nil, err
+		}
+		*path = abs
+	}
 	gpus, err := versioned.NewForConfig(c.RESTConfig())
 	if err != nil {
 		return nil, fmt.Errorf("creating the client of GPUNodes: %w", err)

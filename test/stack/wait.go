@@ -43,9 +43,29 @@ func named[T runtime.Object](ctx context.Context, lw *cache.ListWatch, sample T,
 		return done(obj, e.Type == watch.Deleted), nil
 	})
 	if err != nil {
-		return fmt.Errorf("%w; last seen: %+v", err, last)
+		return fmt.Errorf("%w; last seen: %s", err, brief(last))
 	}
 	return nil
+}
+
+// brief is what matters of an object that was waited for in vain.
+func brief(obj any) string {
+	pod, ok := obj.(*v1.Pod)
+	if !ok || pod == nil {
+		return "something else"
+	}
+	text := fmt.Sprintf("%s on node %q", pod.Status.Phase, pod.Spec.NodeName)
+	for _, c := range pod.Status.Conditions {
+		if c.Message != "" {
+			text += fmt.Sprintf("; %s: %s", c.Type, c.Message)
+		}
+	}
+	for _, c := range append(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses...) {
+		if w := c.State.Waiting; w != nil {
+			text += fmt.Sprintf("; container %s: %s: %s", c.Name, w.Reason, w.Message)
+		}
+	}
+	return text
 }
 
 func (s *Stack) podWatch(namespace, name string) *cache.ListWatch {

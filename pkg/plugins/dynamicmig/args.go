@@ -5,6 +5,7 @@ package dynamicmig
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 
@@ -59,6 +60,7 @@ func decodeArgs(obj runtime.Object) (Args, error) {
 			return args, fmt.Errorf("decoding DynamicMIGArgs: %w", err)
 		}
 	}
+	args.Oversize = cmp.Or(args.Oversize, OversizeAllow)
 	if args.Oversize != OversizeAllow && args.Oversize != OversizeNever {
 		return args, fmt.Errorf("DynamicMIGArgs: oversize is %q; use %s or %s", args.Oversize, OversizeAllow, OversizeNever)
 	}

@@ -61,7 +61,7 @@ func (pl *Plugin) publish(ctx context.Context, s *state, pod *v1.Pod) error {
 	if err != nil {
 		return err
 	}
-	if old, ok := pod.Annotations[v1alpha1.AnnotationAllocation]; ok && old != text {
+	if old, ok := pod.Annotations[v1alpha1.AnnotationAllocation]; ok && !attempted(pod, old) {
 		pl.handle.EventRecorder().Eventf(pod, nil, v1.EventTypeWarning, reasonOverwritten, "Scheduling",
 			"Annotation %s on the unbound pod binds nobody and was overwritten; remove it from the pod or its template",
 			v1alpha1.AnnotationAllocation)
@@ -80,6 +80,13 @@ func (pl *Plugin) publish(ctx context.Context, s *state, pod *v1.Pod) error {
 	}
 	klog.FromContext(ctx).V(2).Info("Published allocation", "pod", klog.KObj(pod), "node", s.chosen.holder.Node, "placement", s.describe())
 	return nil
+}
+
+// attempted reports whether an annotation can be from an earlier attempt to bind
+// this very pod, which needs no warning.
+func attempted(pod *v1.Pod, text string) bool {
+	a, err := v1alpha1.DecodeAllocation(text)
+	return err == nil && a.PodUID == pod.UID
 }
 
 // PostBind tells the user what was placed and why there.

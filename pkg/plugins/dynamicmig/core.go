@@ -11,6 +11,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
@@ -26,33 +27,40 @@ import (
 type core struct {
 	pool    *pool.Pool
 	binding *bindings
-	waiting *waiting
 	logger  klog.Logger
 
 	activator fwk.Handle
 	pods      cache.SharedIndexInformer
 	gpuNodes  cache.SharedIndexInformer
-	trouble   atomic.Pointer[error] // why GPUNodes cannot be read, nil when they can
+	reports   cache.ResourceEventHandlerRegistration // of onGPUNode
+	trouble   atomic.Pointer[error]                  // why GPUNodes cannot be read, nil when they can
 }
 
-func newCore(ctx context.Context, args Args, handle fwk.Handle) (*core, error) {
-	if handle.KubeConfig() == nil {
-		return nil, errors.New("creating DynamicMIG: the scheduler has no client configuration")
+// connect makes the client of GPUNodes.
+func connect(config *rest.Config) (versioned.Interface, error) {
+	if config == nil {
+		return nil, errors.New("creating the client of GPUNodes: the scheduler has no client configuration")
 	}
-	client, err := versioned.NewForConfig(handle.KubeConfig())
+	client, err := versioned.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("creating the client of GPUNodes: %w", err)
 	}
+	return client, nil
+}
+
+func newCore(ctx context.Context, args Args, client versioned.Interface, handle fwk.Handle) (*core, error) {
 	c := &core{
 		pool:      pool.New(args.options()),
 		binding:   newBindings(),
-		waiting:   newWaiting(),
 		logger:    klog.FromContext(ctx).WithName(Name),
 		activator: handle,
 		pods:      handle.SharedInformerFactory().Core().V1().Pods().Informer(),
 		gpuNodes:  externalversions.NewSharedInformerFactory(client, 0).Dynamig().V1alpha1().GPUNodes().Informer(),
 	}
-	return c, c.start(ctx)
+	if err := c.start(ctx); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 func (c *core) shared(handle fwk.Handle) Shared {
@@ -60,7 +68,7 @@ func (c *core) shared(handle fwk.Handle) Shared {
 }
 
 func (c *core) start(ctx context.Context) error {
-	if err := c.pods.AddIndexers(cache.Indexers{ByNode: nodeOf}); err != nil {
+	if err := c.pods.AddIndexers(Indexers()); err != nil {
 		return fmt.Errorf("indexing pods by node: %w", err)
 	}
 	if _, err := c.pods.AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -76,7 +84,8 @@ func (c *core) start(ctx context.Context) error {
 	if err := c.gpuNodes.SetWatchErrorHandlerWithContext(c.onWatchError); err != nil {
 		return fmt.Errorf("watching GPUNodes: %w", err)
 	}
-	if _, err := c.gpuNodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
+	var err error
+	if c.reports, err = c.gpuNodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { c.onGPUNode(obj.(*v1alpha1.GPUNode)) },
 		UpdateFunc: func(_, obj any) { c.onGPUNode(obj.(*v1alpha1.GPUNode)) },
 		DeleteFunc: c.onGPUNodeGone,
@@ -84,13 +93,21 @@ func (c *core) start(ctx context.Context) error {
 		return fmt.Errorf("watching GPUNodes: %w", err)
 	}
 	go c.gpuNodes.RunWithContext(ctx)
+	go func() {
+		if cache.WaitFor(ctx, "", c.reports.HasSyncedChecker()) {
+			c.wakeAll() // those that ready has turned away
+		}
+	}()
 	return nil
 }
+
+// Indexers are those of Shared.Pods.
+func Indexers() cache.Indexers { return cache.Indexers{ByNode: nodeOf} }
 
 // nodeOf is the index function of ByNode. Pods without our resources are left out.
 func nodeOf(obj any) ([]string, error) {
 	pod, ok := obj.(*v1.Pod)
-	if !ok || pod.Spec.NodeName == "" || !pool.Wants(pod) {
+	if !ok || !pool.Wants(pod) {
 		return nil, nil
 	}
 	return []string{pod.Spec.NodeName}, nil
@@ -108,13 +125,13 @@ func compact(obj any) (any, error) {
 
 // ready says why GPU pods cannot be placed at all.
 func (c *core) ready() error {
-	if trouble := c.trouble.Load(); trouble != nil && !c.gpuNodes.HasSynced() {
+	if c.reports.HasSynced() {
+		return nil
+	}
+	if trouble := c.trouble.Load(); trouble != nil {
 		return *trouble
 	}
-	if !c.gpuNodes.HasSynced() {
-		return errors.New("the GPUNodes are still being read")
-	}
-	return nil
+	return errors.New("the GPUNodes are still being read")
 }
 
 // onWatchError remembers why GPUNodes cannot be read. Pods without GPUs are
@@ -128,29 +145,23 @@ func (c *core) onWatchError(ctx context.Context, r *cache.Reflector, err error) 
 	cache.DefaultWatchErrorHandler(ctx, r, err)
 }
 
-// onPod keeps ledger and waiting pods true to a pod seen.
+// onPod keeps the ledger true to a pod seen.
 func (c *core) onPod(pod *v1.Pod) {
-	if !pool.Wants(pod) {
-		return
+	switch {
+	case !pool.Wants(pod):
+	case pod.Spec.NodeName != "":
+		c.onBound(pod)
+	case pod.DeletionTimestamp != nil:
+		c.onPodGone(pod)
 	}
-	if pod.Spec.NodeName == "" {
-		c.onUnbound(pod)
-		return
-	}
-	c.waiting.remove(pod.UID)
+}
+
+func (c *core) onBound(pod *v1.Pod) {
 	if h, ok := pool.HolderOf(pod); ok {
 		c.pool.Bound(h)
 	} else {
 		c.pool.ForgetUnbound(pod.UID)
 	}
-}
-
-func (c *core) onUnbound(pod *v1.Pod) {
-	if pod.DeletionTimestamp == nil {
-		c.waiting.add(pod)
-		return
-	}
-	c.onPodGone(pod)
 }
 
 // onPodGone drops what a pod held. Deleting an unbound pod does not cancel its
@@ -164,32 +175,22 @@ func (c *core) onPodGone(obj any) {
 	if !ok || !pool.Wants(pod) {
 		return
 	}
-	c.waiting.remove(pod.UID)
 	c.pool.Forget(pod.UID)
 	c.binding.cancel(pod.UID)
 }
 
-// onGPUNode takes a report and wakes the waiting pods that now fit there. The
-// inventory is newer than the wake-up, so a woken pod cannot be rejected for what
-// has just been cured.
+// onGPUNode takes a report and wakes the waiting pods that it helps. The inventory
+// is newer than the wake-up, so a woken pod cannot be rejected for what has just
+// been cured.
 func (c *core) onGPUNode(obj *v1alpha1.GPUNode) {
 	c.trouble.Store(nil)
+	before, _ := c.pool.Node(obj.Name)
 	if err := c.pool.Update(obj); err != nil {
 		c.logger.Error(err, "GPUNode cannot be used", "node", obj.Name)
 		return
 	}
-	// Before the pod informer has synced, nothing has been tried that could be
-	// woken, and the scheduler may not have given the handle its queue yet.
-	if !c.pods.HasSynced() {
-		return
-	}
-	node, err := c.pool.Node(obj.Name)
-	if err != nil || node == nil {
-		return
-	}
-	view := c.pool.FreshView(node, none, pool.Scope{Ledger: pool.LedgerAll})
-	if pods := c.waiting.fitting(view); len(pods) > 0 {
-		c.activator.Activate(c.logger, pods)
+	if after, err := c.pool.Node(obj.Name); err == nil && after != nil {
+		c.wake(before, after)
 	}
 }
 
@@ -202,6 +203,3 @@ func (c *core) onGPUNodeGone(obj any) {
 		c.pool.Remove(n.Name)
 	}
 }
-
-// none is no pod at all.
-func none(func(*v1.Pod) bool) {}

@@ -4,10 +4,12 @@
 package dynamicmig
 
 import (
+	"cmp"
 	"context"
 	"reflect"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
 	schedutil "k8s.io/kubernetes/pkg/scheduler/util"
@@ -19,6 +21,7 @@ import (
 // cures it:
 //
 //	no free placement         a pod of the node ends
+//	a nominated pod's room    the nominated pod ends, or is nominated elsewhere
 //	no GPUNode, recreated     the node appears
 //	a mistake in the pod      the pod's annotations or labels change
 //	GPUNode's own reasons     a GPUNode report, through core.onGPUNode
@@ -33,8 +36,10 @@ func (pl *Plugin) EventsToRegister(context.Context) ([]fwk.ClusterEventWithHint,
 	}, nil
 }
 
-// afterPodGone wakes a pod that fits where another has gone. Our own handler may
-// not have seen that yet, so the one that is gone is left out.
+// afterPodGone wakes a pod that has a chance where another has gone. Our own
+// handler may not have seen that yet, so the one that is gone is left out. The
+// framework reports an unbound pod here that was nominated to a node and is not
+// any more (kubernetes pkg/scheduler/eventhandlers.go:347-351, 385-391).
 func (pl *Plugin) afterPodGone(_ klog.Logger, pod *v1.Pod, oldObj, _ any) (fwk.QueueingHint, error) {
 	gone, _, err := schedutil.As[*v1.Pod](oldObj, nil)
 	if err != nil {
@@ -43,7 +48,7 @@ func (pl *Plugin) afterPodGone(_ klog.Logger, pod *v1.Pod, oldObj, _ any) (fwk.Q
 	if !pool.Wants(gone) {
 		return fwk.QueueSkip, nil
 	}
-	return pl.hintFor(pod, gone.Spec.NodeName, pool.Scope{Ledger: pool.LedgerAll, Except: gone.UID})
+	return pl.hintFor(pod, cmp.Or(gone.Spec.NodeName, gone.Status.NominatedNodeName), gone.UID)
 }
 
 func (pl *Plugin) afterNodeAdded(_ klog.Logger, pod *v1.Pod, _, newObj any) (fwk.QueueingHint, error) {
@@ -51,7 +56,7 @@ func (pl *Plugin) afterNodeAdded(_ klog.Logger, pod *v1.Pod, _, newObj any) (fwk
 	if err != nil {
 		return fwk.Queue, err
 	}
-	return pl.hintFor(pod, node.Name, pool.Scope{Ledger: pool.LedgerAll})
+	return pl.hintFor(pod, node.Name, "")
 }
 
 // afterPodChanged wakes a pod whose request has changed. Its own annotation of an
@@ -69,14 +74,15 @@ func (pl *Plugin) afterPodChanged(_ klog.Logger, _ *v1.Pod, oldObj, newObj any) 
 	return fwk.QueueSkip, nil
 }
 
-// hintFor says whether pod would fit the node as informer and ledger show it.
-func (pl *Plugin) hintFor(pod *v1.Pod, nodeName string, scope pool.Scope) (fwk.QueueingHint, error) {
+// hintFor says whether pod has a chance on the node as informer and ledger show
+// it, without a pod that is gone.
+func (pl *Plugin) hintFor(pod *v1.Pod, nodeName string, gone types.UID) (fwk.QueueingHint, error) {
 	node, err := pl.pool.Node(nodeName)
-	if err != nil || node == nil {
+	if err != nil {
 		return fwk.QueueSkip, nil
 	}
-	if pl.pool.FreshView(node, none, scope).FitsPod(pod) {
-		return fwk.Queue, nil
+	if pl.prospect(node, gone).of(pod) == hopeless {
+		return fwk.QueueSkip, nil
 	}
-	return fwk.QueueSkip, nil
+	return fwk.Queue, nil
 }

@@ -12,9 +12,11 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	fwk "k8s.io/kube-scheduler/framework"
 
+	"github.com/dynamig/dynamig/pkg/generated/clientset/versioned"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
@@ -52,7 +54,8 @@ type Shared struct {
 	GPUNodes cache.SharedIndexInformer
 }
 
-// ByNode is the index of Shared.Pods by spec.nodeName.
+// ByNode is the index of Shared.Pods by spec.nodeName; pods that wait are under
+// the empty name. It has pods with our resources only.
 const ByNode = "dynamig.io/node"
 
 // Factory builds the plugin for each profile that enables it. All of a process
@@ -61,6 +64,10 @@ type Factory struct {
 	// Companion, if set, is called once, when the first profile is built. It must
 	// return soon; what it starts ends with ctx.
 	Companion func(ctx context.Context, shared Shared) error
+
+	// connect makes the client of GPUNodes from the scheduler's configuration; the
+	// package's own where nil.
+	connect func(*rest.Config) (versioned.Interface, error)
 
 	mu   sync.Mutex // guards what follows
 	args Args
@@ -77,20 +84,37 @@ func (f *Factory) New(ctx context.Context, obj runtime.Object, handle fwk.Handle
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.core == nil {
-		if f.core, err = newCore(ctx, args, handle); err != nil {
+		if err := f.start(ctx, args, handle); err != nil {
 			return nil, err
-		}
-		f.args = args
-		if f.Companion != nil {
-			if err := f.Companion(ctx, f.core.shared(handle)); err != nil {
-				return nil, err
-			}
 		}
 	}
 	if f.args != args {
 		return nil, fmt.Errorf("profile %s: DynamicMIGArgs differ from another profile's; all profiles share one pool of GPUs, so give them equal arguments", handle.ProfileName())
 	}
 	return &Plugin{core: f.core, handle: handle}, nil
+}
+
+// start makes what all profiles share.
+func (f *Factory) start(ctx context.Context, args Args, handle fwk.Handle) error {
+	makeClient := connect
+	if f.connect != nil {
+		makeClient = f.connect
+	}
+	client, err := makeClient(handle.KubeConfig())
+	if err != nil {
+		return err
+	}
+	c, err := newCore(ctx, args, client, handle)
+	if err != nil {
+		return err
+	}
+	if f.Companion != nil {
+		if err := f.Companion(ctx, c.shared(handle)); err != nil {
+			return err
+		}
+	}
+	f.args, f.core = args, c
+	return nil
 }
 
 // stateKey of the plugin's CycleState.

@@ -40,10 +40,11 @@ func (pl *Plugin) Reserve(_ context.Context, cs fwk.CycleState, pod *v1.Pod, nod
 }
 
 // choose keeps an earlier choice for the node where it still holds, and decides
-// otherwise.
+// otherwise. A plan counts GPUs as its own view does, so the two stay together.
 func choose(s *state, view *pool.View) (*choice, error) {
 	if c := s.chosen; c != nil && c.holder.Node == view.Node.Name && view.Has(c.holder) {
-		return &choice{view: view, plan: c.plan, holder: c.holder}, nil
+		kept := *c
+		return &kept, nil
 	}
 	plan, verdict := view.Fit(s.request)
 	if verdict != nil {

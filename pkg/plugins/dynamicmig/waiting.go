@@ -4,9 +4,7 @@
 package dynamicmig
 
 import (
-	"context"
-	"errors"
-	"sync"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -15,69 +13,135 @@ import (
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
-// waiting are the unbound GPU pods, whether queued or in flight. Safe for parallel
-// use.
-type waiting struct {
-	mu   sync.Mutex // guards pods
-	pods map[types.UID]*v1.Pod
+// chance is what a waiting pod may hope for on a node, better ones last.
+type chance int
+
+const (
+	hopeless chance = iota
+	evicting        // it would fit if the pods of lower priority were gone
+	fitting
+)
+
+// prospect is a node as informer and ledger show it, without a pod that is gone.
+type prospect struct {
+	core *core
+	node *pool.Node
+	gone types.UID
+	view *pool.View
 }
 
-func newWaiting() *waiting { return &waiting{pods: map[types.UID]*v1.Pod{}} }
-
-func (w *waiting) add(pod *v1.Pod) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.pods[pod.UID] = pod
+// prospect of a node; nil where the pool has no usable node of that name.
+func (c *core) prospect(node *pool.Node, gone types.UID) *prospect {
+	if node == nil {
+		return nil
+	}
+	return &prospect{core: c, node: node, gone: gone, view: c.pool.FreshView(node, none, pool.Scope{Ledger: pool.LedgerAll, Except: gone})}
 }
 
-func (w *waiting) remove(uid types.UID) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	delete(w.pods, uid)
+// of is a pod's chance. A pod that could evict others must be tried as well: only
+// the framework knows whether it will.
+func (p *prospect) of(pod *v1.Pod) chance {
+	switch {
+	case p == nil:
+		return hopeless
+	case p.view.FitsPod(pod):
+		return fitting
+	case p.withoutLesser(pod).FitsPod(pod):
+		return evicting
+	default:
+		return hopeless
+	}
 }
 
-// fitting are the pods that fit a view, each on its own, by the queue's key.
-func (w *waiting) fitting(view *pool.View) map[string]*v1.Pod {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	out := map[string]*v1.Pod{}
-	for _, pod := range w.pods {
-		if view.FitsPod(pod) {
-			out[cache.MetaObjectToName(pod).String()] = pod
+// withoutLesser is the node with only those bound pods that pod may not evict.
+func (p *prospect) withoutLesser(pod *v1.Pod) *pool.View {
+	if policy := pod.Spec.PreemptionPolicy; policy != nil && *policy == v1.PreemptNever {
+		return p.view
+	}
+	there := p.core.podsOn(p.node.Name)
+	rest := slices.DeleteFunc(slices.Clone(there), func(other *v1.Pod) bool {
+		return other.UID == p.gone || priority(other) < priority(pod)
+	})
+	if len(rest) == len(there) {
+		return p.view
+	}
+	return p.core.pool.FreshView(p.node, slices.Values(rest), pool.Scope{})
+}
+
+// differs reports whether any pod could find its chance changed from q to p.
+func (p *prospect) differs(q *prospect) bool {
+	if len(p.node.GPUs) != len(q.node.GPUs) {
+		return true
+	}
+	for i := range p.node.GPUs {
+		a, b := &p.node.GPUs[i], &q.node.GPUs[i]
+		if a.ID != b.ID || a.Catalogue != b.Catalogue || a.Offered != b.Offered || p.view.Occupied(i) != q.view.Occupied(i) {
+			return true
 		}
 	}
-	return out
+	return false
 }
 
-// errPodGone cancels the binding of a deleted pod.
-var errPodGone = errors.New("the pod was deleted while it was being bound")
-
-// bindings are the PreBinds in flight. Safe for parallel use.
-type bindings struct {
-	mu      sync.Mutex // guards cancels
-	cancels map[types.UID]context.CancelCauseFunc
+// wake activates the waiting pods whose chance on a node has risen by a report.
+// Others are left alone: a report comes with each pod that starts, and a pod that
+// waits for something else would be tried again each time.
+func (c *core) wake(before, after *pool.Node) {
+	// Before the pod informer has synced, nothing has been tried that could be
+	// woken, and the scheduler may not have given the handle its queue yet.
+	if !c.pods.HasSynced() {
+		return
+	}
+	if before != nil && before.UID != after.UID {
+		before = nil // another node of this name; see pool.ReasonNodeChanged
+	}
+	was, is := c.prospect(before, ""), c.prospect(after, "")
+	if was != nil && !is.differs(was) {
+		return
+	}
+	c.activate(func(pod *v1.Pod) bool { return is.of(pod) > was.of(pod) })
 }
 
-func newBindings() *bindings { return &bindings{cancels: map[types.UID]context.CancelCauseFunc{}} }
+// wakeAll activates the waiting pods that have a chance anywhere.
+func (c *core) wakeAll() {
+	if !c.pods.HasSynced() {
+		return
+	}
+	var all []*prospect
+	for _, node := range c.pool.Nodes() {
+		all = append(all, c.prospect(node, ""))
+	}
+	c.activate(func(pod *v1.Pod) bool {
+		return slices.ContainsFunc(all, func(p *prospect) bool { return p.of(pod) > hopeless })
+	})
+}
 
-// start makes a context that cancel ends; done must be called.
-func (b *bindings) start(ctx context.Context, uid types.UID) (_ context.Context, done func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.cancels[uid] = cancel
-	return ctx, func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		delete(b.cancels, uid)
-		cancel(nil)
+// activate moves the waiting pods that are helped to the active queue.
+func (c *core) activate(helped func(*v1.Pod) bool) {
+	pods := map[string]*v1.Pod{}
+	for _, pod := range c.podsOn("") {
+		if pod.DeletionTimestamp == nil && helped(pod) {
+			pods[cache.MetaObjectToName(pod).String()] = pod
+		}
+	}
+	if len(pods) > 0 {
+		c.activator.Activate(c.logger, pods)
 	}
 }
 
-func (b *bindings) cancel(uid types.UID) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if cancel, ok := b.cancels[uid]; ok {
-		cancel(errPodGone)
+// podsOn are the GPU pods of a node; with the empty name those that wait. The
+// index is never behind the scheduler's queue: an informer updates its store
+// before it tells anybody.
+func (c *core) podsOn(node string) []*v1.Pod {
+	objs, err := c.pods.GetIndexer().ByIndex(ByNode, node)
+	if err != nil {
+		c.logger.Error(err, "Pods cannot be listed by node", "node", node) // not reached: start has added the index
 	}
+	pods := make([]*v1.Pod, 0, len(objs))
+	for _, obj := range objs {
+		pods = append(pods, obj.(*v1.Pod))
+	}
+	return pods
 }
+
+// none is no pod at all.
+func none(func(*v1.Pod) bool) {}

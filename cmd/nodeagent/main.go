@@ -1,0 +1,132 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Command nodeagent runs on each GPU node: it creates the MIG instances that the
+// node's pods own, hands them to kubelet and the container runtime, and reports
+// the node's GPUs. It only wires packages together; decisions are in pkg/agent.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/klog/v2"
+
+	"github.com/dynamig/dynamig/pkg/agent"
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/cdi"
+	"github.com/dynamig/dynamig/pkg/deviceplugin"
+	"github.com/dynamig/dynamig/pkg/generated/clientset/versioned"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	err := run(ctx, os.Args[1:], os.Stderr)
+	klog.Flush()
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "nodeagent:", err)
+		os.Exit(1)
+	}
+}
+
+// run is the program. It returns nil when ctx ends.
+func run(ctx context.Context, args []string, out io.Writer) error {
+	o, err := parse(args, out)
+	if err != nil {
+		return err
+	}
+	unlock, err := lock(o.stateDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	a, err := newAgent(&o)
+	if err != nil {
+		return err
+	}
+	plugin, err := deviceplugin.New(deviceplugin.Config{
+		Resource:     string(v1alpha1.ResourceGPU),
+		PluginDir:    filepath.Join(o.kubeletDir, "device-plugins"),
+		PodResources: filepath.Join(o.kubeletDir, "pod-resources", "kubelet.sock"),
+		State:        o.slotsFile(),
+		CDI:          cdi.Dir{Path: o.cdiDir},
+		Preparer:     preparer{a},
+		Pods:         a,
+	})
+	if err != nil {
+		return err
+	}
+	ctx = klog.NewContext(ctx, klog.Background())
+	klog.FromContext(ctx).V(2).Info("Starting", "node", o.nodeName)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.Run(ctx, plugin) })
+	g.Go(func() error { return serve(ctx, &o, a, plugin) })
+	return g.Wait()
+}
+
+func newAgent(o *options) (*agent.Agent, error) {
+	config, err := o.client()
+	if err != nil {
+		return nil, err
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("making client: %w; correct the kubeconfig", err)
+	}
+	gpuNodes, err := versioned.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("making client: %w; correct the kubeconfig", err)
+	}
+	return agent.New(agent.Config{
+		Node: o.nodeName, StateDir: o.stateDir, DeviceConfig: o.deviceConfig, NodeConfig: o.nodeConfig,
+		Open: o.open, Nodes: o.capabilities(), Openers: agent.Openers(o.procDir),
+		Client: client, GPUNodes: gpuNodes.DynamigV1alpha1(),
+	})
+}
+
+// serve offers slots to kubelet once containers can be prepared.
+func serve(ctx context.Context, o *options, a *agent.Agent, plugin *deviceplugin.Plugin) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-a.Ready():
+	}
+	nodes, err := o.capabilities().ControlNodes()
+	if err != nil {
+		return fmt.Errorf("finding the driver's control devices: %w; is the driver loaded?", err)
+	}
+	if err := (cdi.Dir{Path: o.cdiDir}).WriteDriver(cdi.Edits{DeviceNodes: edits(nodes)}); err != nil {
+		return fmt.Errorf("%w; make --cdi-dir writable", err)
+	}
+	klog.FromContext(ctx).V(2).Info("Serving kubelet")
+	return plugin.Run(ctx)
+}
+
+// lock makes the state directory ours: two agents would undo each other's work.
+// The lock ends with the process, however that ends.
+func lock(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making state directory: %w; choose a writable --state-dir", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("locking state directory: %w; choose a writable --state-dir", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("locking %s: %w; another nodeagent works there: stop it, or choose another --state-dir", f.Name(), err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}

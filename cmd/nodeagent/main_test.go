@@ -1,0 +1,81 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/dynamig/dynamig/pkg/cdi"
+	"github.com/dynamig/dynamig/pkg/nvml"
+)
+
+func TestBadFlagsGiveOneSentenceWithARemedy(t *testing.T) {
+	t.Setenv("NODE_NAME", "")
+	cases := []struct {
+		name string
+		args []string
+		want []string // parts of the message
+	}{
+		{"no node name", []string{"--driver=sim", "--sim-root=/x"}, []string{"--node-name", "NODE_NAME"}},
+		{"native driver", []string{"--node-name=n"}, []string{"--driver=native", "use --driver=sim"}},
+		{"unknown driver", []string{"--node-name=n", "--driver=x"}, []string{"--driver=x", "choose one"}},
+		{"sim without root", []string{"--node-name=n", "--driver=sim"}, []string{"--sim-root"}},
+		{"an argument", []string{"--node-name=n", "--driver=sim", "--sim-root=/x", "y"}, []string{`"y"`, "flags only"}},
+		{"no API server", []string{"--node-name=n", "--driver=sim", "--sim-root=/x", "--state-dir=" + t.TempDir()}, []string{"give --kubeconfig"}},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			var out bytes.Buffer
+			err := run(context.Background(), c.args, &out)
+			if err == nil {
+				t.Fatal("run = nil, want an error")
+			}
+			for _, part := range c.want {
+				if !strings.Contains(err.Error(), part) || strings.Contains(err.Error(), "\n") {
+					t.Errorf("run = %q, want one line with %q", err, part)
+				}
+			}
+		})
+	}
+}
+
+func TestNodeNameComesFromTheEnvironment(t *testing.T) {
+	t.Setenv("NODE_NAME", "from-env")
+	o, err := parse([]string{"--driver=sim", "--sim-root=/x", "--v=2"}, os.Stderr)
+	if err != nil || o.nodeName != "from-env" {
+		t.Errorf("parse = %q, %v; want node name from-env", o.nodeName, err)
+	}
+}
+
+func TestTwoAgentsCannotShareAStateDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	unlock, err := lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lock(dir); err == nil || !strings.Contains(err.Error(), "another nodeagent") {
+		t.Errorf("second lock = %v, want an error that names another nodeagent", err)
+	}
+	unlock()
+	again, err := lock(dir)
+	if err != nil {
+		t.Fatalf("lock after unlock = %v", err)
+	}
+	again()
+}
+
+func TestDeviceNodesBecomeEdits(t *testing.T) {
+	got := edits([]nvml.DeviceNode{{Path: "/dev/nvidia0", HostPath: "/sim/dev/nvidia0", Major: 195, Minor: 3, FileMode: 0o666}})
+	want := []cdi.DeviceNode{{Path: "/dev/nvidia0", HostPath: "/sim/dev/nvidia0", Major: 195, Minor: 3, FileMode: 0o666, Permissions: "rw"}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("edits (-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,114 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/dynamig/dynamig/pkg/cdi"
+	"github.com/dynamig/dynamig/pkg/nvml"
+	"github.com/dynamig/dynamig/pkg/nvml/sim"
+)
+
+// options are the program's flags.
+type options struct {
+	nodeName     string
+	kubeconfig   string
+	driver       string
+	simRoot      string
+	deviceConfig string
+	nodeConfig   string
+	stateDir     string
+	kubeletDir   string
+	cdiDir       string
+	procDir      string
+}
+
+// Values of --driver.
+const (
+	driverNative = "native"
+	driverSim    = "sim"
+)
+
+// parse reads the command line. The usage goes to out.
+func parse(args []string, out io.Writer) (options, error) {
+	var o options
+	flags := flag.NewFlagSet("nodeagent", flag.ContinueOnError)
+	flags.SetOutput(out)
+	flags.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "`name` of the Node object (default $NODE_NAME)")
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server (default: as a pod does)")
+	flags.StringVar(&o.driver, "driver", driverNative, "NVML to use: `native or sim`")
+	flags.StringVar(&o.simRoot, "sim-root", "", "with --driver=sim: `directory` of the simulated node")
+	flags.StringVar(&o.deviceConfig, "device-config", "", "device configuration `file`, HAMi's device-config.yaml (default: none)")
+	flags.StringVar(&o.nodeConfig, "node-config", "", "node configuration `file`, HAMi's config.json (default: none, so that nothing is offered)")
+	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/dynamig", "`directory` for what must survive restarts")
+	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root `directory`")
+	flags.StringVar(&o.cdiDir, "cdi-dir", cdi.DefaultPath, "`directory` of CDI files that the container runtime reads")
+	flags.StringVar(&o.procDir, "proc-dir", "/proc", "proc file system that shows all processes of the node, a `directory`")
+	addVerbosity(flags)
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("argument %q is unknown; nodeagent takes flags only, see --help", flags.Arg(0))
+	}
+	return o, o.check()
+}
+
+// addVerbosity adds klog's -v and -vmodule, and leaves its flags for files out.
+func addVerbosity(flags *flag.FlagSet) {
+	all := flag.NewFlagSet("klog", flag.ContinueOnError)
+	klog.InitFlags(all)
+	for _, name := range []string{"v", "vmodule"} {
+		f := all.Lookup(name)
+		flags.Var(f.Value, f.Name, f.Usage)
+	}
+}
+
+func (o *options) check() error {
+	switch {
+	case o.nodeName == "":
+		return errors.New("--node-name is empty; give the name of this machine's Node object, or set NODE_NAME from spec.nodeName")
+	case o.driver == driverNative:
+		return errors.New("--driver=native is not built into this version; use --driver=sim with --sim-root")
+	case o.driver != driverSim:
+		return fmt.Errorf("--driver=%s is neither native nor sim; choose one", o.driver)
+	case o.simRoot == "":
+		return errors.New("--driver=sim needs --sim-root; give the directory that simgpu has made")
+	}
+	return nil
+}
+
+// capabilities reads the device nodes of the GPUs.
+func (o *options) capabilities() nvml.Capabilities { return nvml.Capabilities{Root: o.simRoot} }
+
+// open opens an NVML session.
+func (o *options) open() (nvml.Driver, error) { return sim.Open(o.simRoot) }
+
+// slotsFile keeps the device plugin's slots.
+func (o *options) slotsFile() string { return filepath.Join(o.stateDir, "slots.json") }
+
+// client says how to reach the API server.
+func (o *options) client() (*rest.Config, error) {
+	var config *rest.Config
+	var err error
+	if o.kubeconfig != "" {
+		config, err = clientcmd.BuildConfigFromFlags("", o.kubeconfig)
+	} else {
+		config, err = rest.InClusterConfig()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading how to reach the API server: %w; give --kubeconfig, or run the agent in a pod with a service account", err)
+	}
+	return rest.AddUserAgent(config, "dynamig-nodeagent"), nil
+}

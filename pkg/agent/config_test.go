@@ -1,0 +1,255 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/nvml"
+	"github.com/dynamig/dynamig/pkg/nvml/sim"
+)
+
+// reconfigure replaces the node configuration and tells the agent.
+func (b *bench) reconfigure(nodeConfig string) {
+	b.t.Helper()
+	b.write("config.json", nodeConfig)
+	b.reload()
+	b.rest()
+}
+
+func TestNodeWithoutEntryOffersNothing(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.reconfigure(`{"nodeconfig": [{"name": "other", "operatingmode": "mig"}]}`)
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "False NotConfigured: nodeconfig has no entry for this node")
+		if s := b.status(); len(s.GPUs) != 0 || s.Summary.Health != "NotConfigured" {
+			t.Errorf("report has %d GPUs and health %q, want none and NotConfigured", len(s.GPUs), s.Summary.Health)
+		}
+		if got := b.slots.has(); got != 0 {
+			t.Errorf("capacity is %d, want 0", got)
+		}
+		<-b.agent.Ready()
+		b.reconfigure(nodeConfig)
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "True Offering")
+		if got := b.slots.has(); got != 14 {
+			t.Errorf("capacity is %d, want 14", got)
+		}
+	})
+}
+
+func TestHAMiCoreGPUsAreShownAndNotOffered(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.reconfigure(`{"nodeconfig": [{"name": "node1", "operatingmode": "hami-core"}]}`)
+		s := b.status()
+		for _, gpu := range s.GPUs {
+			if gpu.Mode.Wanted != v1alpha1.ModeHAMiCore || gpu.Reason != "mode hami-core is not supported yet, so the GPU is not offered; set operatingmode to mig" {
+				t.Errorf("GPU %d is in mode %+v: %s", gpu.Index, gpu.Mode, gpu.Reason)
+			}
+		}
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "False NotOffered: GPU 0: mode hami-core is not supported yet")
+		if got := b.slots.has(); got != 0 {
+			t.Errorf("capacity is %d, want 0", got)
+		}
+	})
+}
+
+// touchy fails the test when a call names a GPU.
+type touchy struct {
+	nvml.Driver
+	t   *testing.T
+	gpu nvml.GPUID
+}
+
+func (d *touchy) check(id nvml.GPUID) {
+	if id == d.gpu {
+		d.t.Errorf("a driver call names the excluded GPU")
+	}
+}
+
+func (d *touchy) Profiles(id nvml.GPUID) ([]nvml.Profile, error) {
+	d.check(id)
+	return d.Driver.Profiles(id)
+}
+
+func (d *touchy) MIGMode(id nvml.GPUID) (nvml.MIGMode, error) {
+	d.check(id)
+	return d.Driver.MIGMode(id)
+}
+
+func (d *touchy) SetMIGMode(id nvml.GPUID, on bool) error {
+	d.check(id)
+	return d.Driver.SetMIGMode(id, on)
+}
+
+func (d *touchy) Instances(id nvml.GPUID) ([]nvml.Instance, error) {
+	d.check(id)
+	return d.Driver.Instances(id)
+}
+
+func TestExcludedGPUIsNeverTouched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 2)
+		b.wrap = func(d nvml.Driver) nvml.Driver { return &touchy{Driver: d, t: t, gpu: nvml.GPUID(b.gpus[1])} }
+		b.write("config.json", `{"nodeconfig": [{"name": "node1", "operatingmode": "mig", "filterdevices": {"uuid": ["`+b.gpus[1]+`"]}}]}`)
+		b.start()
+		defer b.stop()
+		b.sleep(time.Minute)
+		if s := b.status(); len(s.GPUs) != 1 || s.GPUs[0].UUID != b.gpus[0] {
+			t.Errorf("reported GPUs are %+v, want the first one only", s.GPUs)
+		}
+		b.bind(pod{name: "a", devices: b.on(1, "1g.5gb@0")})
+		b.expectText("phase", b.phaseOf("a"), "filterdevices excludes the GPU")
+	})
+}
+
+func TestExcludingAGPULaterStopsItsWorker(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		before := b.dump().Calls
+		b.reconfigure(`{"nodeconfig": [{"name": "node1", "operatingmode": "mig", "filterdevices": {"index": [0, 1]}}]}`)
+		calls := b.dump().Calls
+		b.sleep(time.Minute)
+		if after := b.dump().Calls; after != calls {
+			t.Errorf("%d driver calls after all GPUs were excluded (%d before), want none", after-calls, calls-before)
+		}
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "False NoGPUs")
+	})
+}
+
+func TestTemplatesFollowTheFileWithoutARestart(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		first := b.status()
+		if first.Models[0].Rule != v1alpha1.RuleTemplates || len(first.Models[0].Templates) != 4 || first.ConfigGeneration != 1 {
+			t.Errorf("rule %s, %d templates, generation %d; want Templates, 4, 1", first.Models[0].Rule, len(first.Models[0].Templates), first.ConfigGeneration)
+		}
+		b.write("device-config.yaml", "nvidia: {migProfileAllowlist: [{models: [A100-SXM4-40GB], profiles: [3g.20gb]}]}")
+		b.reload()
+		s := b.status()
+		if s.Models[0].Rule != v1alpha1.RuleAllowlist || len(s.Models[0].Profiles) != 1 || s.ConfigGeneration != 2 {
+			t.Errorf("rule %s, %d profiles, generation %d; want Allowlist, 1, 2", s.Models[0].Rule, len(s.Models[0].Profiles), s.ConfigGeneration)
+		}
+		if got := b.slots.has(); got != 4 {
+			t.Errorf("capacity is %d, want 4", got)
+		}
+		b.restart()
+		if got := b.status().ConfigGeneration; got != 2 {
+			t.Errorf("generation after a restart is %d, want 2", got)
+		}
+	})
+}
+
+func TestInvalidConfigurationKeepsTheLastGoodOne(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		before := b.status()
+		b.write("device-config.yaml", "nvidia:\n  knownMigGeometries:\n  - model: [A100]\n")
+		b.reload()
+		b.reload()
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigInvalid), "device-config.yaml:3: ")
+		b.expectText("health", b.status().Summary.Health, "ConfigInvalid")
+		b.expectEvents(nodeName, reasonConfigInvalid, "device-config.yaml:3: ")
+		after := b.status()
+		if len(after.GPUs) != 2 || after.ConfigGeneration != before.ConfigGeneration || len(after.Models[0].Templates) != 4 {
+			t.Errorf("the report has %d GPUs, generation %d and %d templates; want what was before", len(after.GPUs), after.ConfigGeneration, len(after.Models[0].Templates))
+		}
+		b.write("device-config.yaml", deviceConfig)
+		b.reload()
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigInvalid), "False None: ")
+		b.expectText("health", b.status().Summary.Health, "OK")
+	})
+}
+
+func TestStartWithAnInvalidConfigurationOffersNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1)
+		b.write("config.json", `{"nodeconfig": [{"name": "node1", "operatingmode": "MIG"}]}`)
+		b.start()
+		defer b.stop()
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "False ConfigInvalid: There is no good configuration")
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigInvalid), "config.json:1: ")
+		if n := b.dump().Calls; n != 0 {
+			t.Errorf("%d driver calls were made, want none", n)
+		}
+		b.reconfigure(nodeConfig)
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "True Offering")
+	})
+}
+
+func TestLabelsChooseTheEntry(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.reconfigure(`{"nodeconfig": [{"nodeSelector": {"pool": "gpu"}, "operatingmode": "mig"}]}`)
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "False NotConfigured")
+		node, err := b.client.CoreV1().Nodes().Get(t.Context(), nodeName, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		node.Labels = map[string]string{"pool": "gpu"}
+		if _, err := b.client.CoreV1().Nodes().Update(t.Context(), node, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		b.sleep(2 * time.Minute)
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "True Offering")
+		b.stop()
+		b.cutOff()
+		b.start()
+		b.bind(pod{name: "a", devices: b.on(0, "1g.5gb@0")})
+		if got := b.slots.has(); got != 14 {
+			t.Errorf("capacity without API server is %d, want 14: labels are in the journal", got)
+		}
+	})
+}
+
+func TestMIGModeIsTurnedOnWhereThatNeedsNoReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := benchOf(t, []sim.GPUSpec{{Board: "H100-80GB"}, {Board: "A100-40GB"}, {Board: "H100-80GB"}})
+		if err := b.node.Hold(nvml.GPUID(b.gpus[2]), sim.Holder{GI: sim.WholeGPU, PID: 7}); err != nil {
+			t.Fatal(err)
+		}
+		b.start()
+		defer b.stop()
+		s := b.status()
+		for i, want := range []struct {
+			current string
+			pending bool
+			reason  string
+		}{
+			{v1alpha1.ModeMIG, false, ""},
+			{v1alpha1.ModeHAMiCore, true, "MIG mode is off, and an Ampere GPU needs a reset to turn it on"},
+			{v1alpha1.ModeHAMiCore, true, "MIG mode is off and cannot be turned on while GPU 2 is in use"},
+		} {
+			gpu := s.GPUs[i]
+			if gpu.Mode.Current != want.current || gpu.Mode.Pending != want.pending {
+				t.Errorf("GPU %d is in mode %+v, want %+v", i, gpu.Mode, want)
+			}
+			b.expectText("reason", gpu.Reason, want.reason)
+		}
+		if b.dump().GPUs[1].Pending {
+			t.Error("the mode of the Ampere GPU was changed")
+		}
+		b.expectText("condition", b.condition(v1alpha1.ConditionModePending), "True Pending: GPU 1: ")
+		b.expectText("mode", s.Summary.Mode, "mig 1, hami-core 2")
+		if err := b.node.Release(nvml.GPUID(b.gpus[2]), sim.WholeGPU, 7); err != nil {
+			t.Fatal(err)
+		}
+		b.sleep(11 * time.Second)
+		if got := b.status().GPUs[2].Mode.Current; got != v1alpha1.ModeMIG {
+			t.Errorf("GPU 2 is in mode %s after its user left, want mig", got)
+		}
+	})
+}
+
+func TestGPUThatCannotDoMIGIsNotReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := benchOf(t, []sim.GPUSpec{{Product: "Tesla T4", MemoryMiB: 15360}, {Board: "A100-40GB", MIG: true}})
+		b.start()
+		defer b.stop()
+		if s := b.status(); len(s.GPUs) != 1 || s.GPUs[0].Index != 1 {
+			t.Errorf("reported GPUs are %+v, want the second one only", s.GPUs)
+		}
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigMismatch), "GPU 0 (Tesla T4) is to be used in mode mig, which it cannot do")
+	})
+}
+

@@ -1,0 +1,119 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedv1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	clientrecord "k8s.io/client-go/tools/record"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+)
+
+// Reasons of events.
+const (
+	reasonPrepared          = "Prepared"          // on a pod: its instances exist
+	reasonFailing           = "PreparationFailed" // on a pod: tried again
+	reasonRefused           = "Refused"           // on a pod: final
+	reasonNotPlaced         = "NotPlaced"         // on a pod: not by dynamig's scheduler
+	reasonAllocationChanged = "AllocationChanged" // on a pod: ignored
+	reasonConfigInvalid     = "ConfigInvalid"     // on the node
+)
+
+// component that events come from.
+const component = "dynamig-nodeagent"
+
+// maxMessage is the longest message of an event, in bytes (k8s.io/kubernetes
+// pkg/apis/core/validation/events.go, noteLengthLimit).
+const maxMessage = 1024
+
+// events sends events to pods and to the node. Nothing here waits.
+type events struct {
+	node        string
+	broadcaster clientrecord.EventBroadcaster
+	recorder    clientrecord.EventRecorder
+}
+
+func newEvents(node string) *events {
+	b := clientrecord.NewBroadcaster()
+	return &events{
+		node:        node,
+		broadcaster: b,
+		recorder:    b.NewRecorder(scheme.Scheme, v1.EventSource{Component: component, Host: node}),
+	}
+}
+
+// run sends what is recorded until ctx ends.
+func (e *events) run(ctx context.Context, client kubernetes.Interface) {
+	e.broadcaster.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: client.CoreV1().Events(v1.NamespaceAll)})
+	<-ctx.Done()
+	e.broadcaster.Shutdown()
+}
+
+// warn of something on a pod.
+func (e *events) warn(o *owner, reason, message string) {
+	e.recorder.Event(o.reference(), v1.EventTypeWarning, reason, shorten(message))
+}
+
+// prepared tells what a pod got, and how much memory that really is where the
+// configuration promises more.
+func (e *events) prepared(o *owner, g *grounds) {
+	var devices, notes []string
+	for _, span := range o.spans {
+		how := "new"
+		if o.made[span].reused {
+			how = "reused"
+		}
+		devices = append(devices, fmt.Sprintf("%s (%s)", g.describe(span), how))
+		note := g.shortfall(span, o.device(span).MemoryMiB)
+		if note != "" && !strings.Contains(strings.Join(notes, ""), note) {
+			notes = append(notes, note)
+		}
+	}
+	noun := "instances"
+	if len(devices) == 1 {
+		noun = "instance"
+	}
+	message := fmt.Sprintf("Prepared %d MIG %s in %.1f s: %s", len(devices), noun, time.Since(o.since).Seconds(), strings.Join(devices, ", "))
+	e.recorder.Event(o.reference(), v1.EventTypeNormal, reasonPrepared, shorten(message+strings.Join(notes, "")))
+}
+
+// shortfall says how much less memory an instance has than was promised; empty
+// when it is not less.
+func (g *grounds) shortfall(span v1alpha1.Span, promised int64) string {
+	if g == nil {
+		return ""
+	}
+	p := g.profile(span)
+	if p == nil || p.MemoryMiB == 0 || p.MemoryMiB >= promised {
+		return ""
+	}
+	return fmt.Sprintf("; %s has %d MiB, the configuration says %d", p.Name, p.MemoryMiB, promised)
+}
+
+// configInvalid warns of a configuration on the node.
+func (e *events) configInvalid(uid types.UID, message string) {
+	ref := &v1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: e.node, UID: uid}
+	e.recorder.Event(ref, v1.EventTypeWarning, reasonConfigInvalid, shorten(message))
+}
+
+func (o *owner) reference() *v1.ObjectReference {
+	return &v1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: o.Namespace, Name: o.Name, UID: o.UID}
+}
+
+// shorten cuts a message to what an event may have.
+func shorten(message string) string {
+	if len(message) <= maxMessage {
+		return message
+	}
+	return strings.ToValidUTF8(message[:maxMessage-3], "") + "..."
+}

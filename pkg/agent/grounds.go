@@ -1,0 +1,74 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"fmt"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+)
+
+// grounds is the hardware that allocations are judged against: all profiles that
+// NVML reports, whatever the configuration offers, since the scheduler has chosen
+// already. It does not change.
+type grounds struct {
+	hardware v1alpha1.GPUNodeStatus // gpus and models only
+	excluded map[string]string      // by UUID: why nothing can be had of a GPU of this node
+	unread   map[string]bool        // by UUID: profiles are not known yet
+}
+
+// judge says why an allocation can never be had here; errWait when that cannot be
+// said yet, also of nil grounds.
+func (g *grounds) judge(a *v1alpha1.Allocation) error {
+	if g == nil {
+		return errWait
+	}
+	for name, devices := range a.Containers {
+		for i, d := range devices {
+			if d.Share != nil {
+				return fmt.Errorf("containers[%s][%d] is a software share, and mode %s is not supported yet; "+
+					"annotate the pod with %s: %s", name, i, v1alpha1.ModeHAMiCore, v1alpha1.AnnotationMode, v1alpha1.ModeMIG)
+			}
+			if why, ok := g.excluded[d.GPU]; ok {
+				return fmt.Errorf("GPU %s: %s", d.GPU, why)
+			}
+			if g.unread[d.GPU] {
+				return errWait
+			}
+		}
+	}
+	return a.Validate(&g.hardware)
+}
+
+// describe names a placement for people: "2g.10gb on GPU 0 at 0".
+func (g *grounds) describe(span v1alpha1.Span) string {
+	profile, gpu := fmt.Sprintf("profile %d", span.ProfileID), span.GPU
+	if g != nil {
+		if p := g.profile(span); p != nil {
+			profile = p.Name
+		}
+		if found := g.hardware.GPU(span.GPU); found != nil {
+			gpu = fmt.Sprint(found.Index)
+		}
+	}
+	return fmt.Sprintf("%s on GPU %s at %d", profile, gpu, span.Start)
+}
+
+// profile of a placement; nil when it is not known.
+func (g *grounds) profile(span v1alpha1.Span) *v1alpha1.Profile {
+	gpu := g.hardware.GPU(span.GPU)
+	if gpu == nil {
+		return nil
+	}
+	model := g.hardware.Model(gpu.Model)
+	if model == nil {
+		return nil
+	}
+	for i := range model.Profiles {
+		if model.Profiles[i].ID == span.ProfileID {
+			return &model.Profiles[i]
+		}
+	}
+	return nil
+}

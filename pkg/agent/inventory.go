@@ -1,0 +1,298 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/config"
+	"github.com/dynamig/dynamig/pkg/geometry"
+	"github.com/dynamig/dynamig/pkg/nvml"
+)
+
+// inventory is the node's GPUs under the configuration in force. It is replaced,
+// never changed.
+type inventory struct {
+	driverVersion string
+	generation    int64 // of the configuration
+	configured    bool  // the configuration has an entry for this node
+	gpus          []managedGPU
+	models        []v1alpha1.GPUModel // by name
+	catalogues    map[string]*geometry.Catalogue
+	mismatches    []string // of configuration and hardware, sentences
+}
+
+// managedGPU is a GPU that the agent may touch. Its model is in models, unless its
+// profiles have not been read yet.
+type managedGPU struct {
+	nvml.GPU
+	wanted string // mode
+	worker *worker
+}
+
+// manage keeps a worker for each GPU that the configuration lets us touch, until
+// ctx ends, and then waits for them.
+func (a *Agent) manage(ctx context.Context) {
+	logger := klog.FromContext(ctx)
+	defer a.waitForWorkers(ctx)
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	var once sync.Once
+	for {
+		var retry <-chan time.Time
+		if err := a.arrange(ctx); err != nil {
+			logger.Error(err, "Could not list the GPUs")
+			a.setTrouble(err.Error())
+			retry = time.After(a.config.Timing.Check)
+		} else {
+			a.setTrouble("")
+			once.Do(func() { waiting.Go(func() { a.becomeReady(ctx) }) })
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.rearrange:
+		case <-retry:
+		}
+	}
+}
+
+func (a *Agent) setTrouble(text string) {
+	a.mu.Lock()
+	news := a.trouble != text
+	a.trouble = text
+	a.mu.Unlock()
+	if news {
+		a.changed(true)
+	}
+}
+
+// becomeReady closes ready once each worker has looked at its GPU, or after a time
+// in which every driver call that returns has done so.
+func (a *Agent) becomeReady(ctx context.Context) {
+	a.mu.Lock()
+	workers := slices.Collect(maps.Values(a.workers))
+	a.mu.Unlock()
+	patient := time.After(a.config.Timing.Hang)
+	for _, w := range workers {
+		select {
+		case <-w.first:
+		case <-w.done:
+		case <-patient:
+			patient = nil
+		case <-ctx.Done():
+			return
+		}
+		if patient == nil {
+			break
+		}
+	}
+	close(a.ready)
+	a.changed(false)
+}
+
+// waitForWorkers waits for driver calls to return, but not for ever.
+func (a *Agent) waitForWorkers(ctx context.Context) {
+	a.mu.Lock()
+	workers := slices.Collect(maps.Values(a.workers))
+	a.mu.Unlock()
+	patient := time.After(a.config.Timing.Stop)
+	for _, w := range workers {
+		select {
+		case <-w.done:
+		case <-patient:
+			klog.FromContext(ctx).Info("Stopping although a driver call has not returned", "gpu", w.id)
+			return
+		}
+	}
+}
+
+// arrange lists the GPUs, starts and stops workers, and puts the inventory
+// together from what they know.
+func (a *Agent) arrange(ctx context.Context) error {
+	a.mu.Lock()
+	settings := a.settings
+	a.mu.Unlock()
+	if settings == nil {
+		return nil // nothing may be touched before it is known what is excluded
+	}
+	var gpus []nvml.GPU
+	inv := &inventory{generation: settings.generation, catalogues: map[string]*geometry.Catalogue{}}
+	_, err := a.session.use(func(d nvml.Driver) (err error) {
+		if inv.driverVersion, err = d.DriverVersion(); err != nil {
+			return err
+		}
+		gpus, err = d.GPUs()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	entry, configured := a.entry(settings)
+	inv.configured = configured
+	opened := a.session.opened()
+	excluded := a.employ(ctx, inv, gpus, entry, opened != a.opened)
+	a.opened = opened
+	inv.resolve(settings, entry)
+	a.mu.Lock()
+	a.inventory = inv
+	a.mu.Unlock()
+	a.owners.setGrounds(inv.grounds(excluded))
+	return nil
+}
+
+// entry is the configuration's entry for this node.
+func (a *Agent) entry(s *settings) (config.NodeEntry, bool) {
+	var labels map[string]string
+	a.journal.read(func(c *content) { labels = c.Node.Labels })
+	return s.entry(a.config.Node, labels)
+}
+
+// employ gives each GPU that may be touched a worker and takes the others' away.
+// It returns why the others cannot be had.
+func (a *Agent) employ(ctx context.Context, inv *inventory, gpus []nvml.GPU, entry config.NodeEntry, newSession bool) map[string]string {
+	excluded := map[string]string{}
+	employed := map[nvml.GPUID]bool{}
+	for _, gpu := range gpus {
+		mode, managed := entry.ModeOf(string(gpu.ID), int32(gpu.Index))
+		switch {
+		case !inv.configured:
+			excluded[string(gpu.ID)] = "nodeconfig has no entry for this node"
+		case !managed:
+			excluded[string(gpu.ID)] = "filterdevices excludes the GPU"
+		case !gpu.MIGCapable:
+			excluded[string(gpu.ID)] = "the GPU cannot do MIG"
+			if mode == v1alpha1.ModeMIG {
+				inv.mismatches = append(inv.mismatches, fmt.Sprintf("GPU %d (%s) is to be used in mode mig, which it cannot do; it is not offered.", gpu.Index, gpu.Name))
+			}
+		default:
+			w := a.workerFor(ctx, gpu, mode, newSession)
+			inv.gpus = append(inv.gpus, managedGPU{GPU: gpu, wanted: mode, worker: w})
+			employed[gpu.ID] = true
+		}
+	}
+	slices.SortFunc(inv.gpus, func(x, y managedGPU) int { return cmp.Compare(x.Index, y.Index) })
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for id, w := range a.workers {
+		if !employed[id] {
+			w.stop()
+			delete(a.workers, id)
+		}
+	}
+	return excluded
+}
+
+// workerFor returns the GPU's worker, after starting it where there is none.
+func (a *Agent) workerFor(ctx context.Context, gpu nvml.GPU, mode string, newSession bool) *worker {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if w := a.workers[gpu.ID]; w != nil {
+		w.set(gpu, mode, newSession)
+		return w
+	}
+	ctx, stop := context.WithCancel(ctx)
+	w := &worker{
+		id: gpu.ID, gpu: gpu, wanted: mode,
+		session: a.session, journal: a.journal, owners: a.owners,
+		nodes: a.config.Nodes, openers: a.config.Openers, timing: a.config.Timing,
+		changed: a.changed, learned: func() { signal(a.rearrange) }, stop: stop,
+		kick: make(chan struct{}, 1), first: make(chan struct{}), done: make(chan struct{}),
+		troubles: troubles{least: a.config.Timing.RetryLeast, most: a.config.Timing.RetryMost, all: map[task]trouble{}},
+		reused:   map[v1alpha1.Span]bool{},
+	}
+	a.workers[gpu.ID] = w
+	go w.run(ctx)
+	return w
+}
+
+// resolve narrows the hardware down to what the configuration offers.
+func (inv *inventory) resolve(s *settings, entry config.NodeEntry) {
+	device := s.device.With(entry)
+	for _, gpu := range inv.gpus {
+		view := gpu.worker.view()
+		if view.model == nil || inv.catalogues[gpu.Name] != nil {
+			continue
+		}
+		model, sentences := device.Catalogue(gpu.Name, profilesOf(view.model), gridOf(view.model))
+		catalogue, err := model.Catalogue()
+		if err != nil {
+			inv.mismatches = append(inv.mismatches, fmt.Sprintf("%s is not offered: %v.", gpu.Name, err))
+			continue
+		}
+		inv.models = append(inv.models, model)
+		inv.catalogues[gpu.Name] = catalogue
+		inv.mismatches = append(inv.mismatches, sentences...)
+	}
+	if inv.configured {
+		inv.mismatches = append(inv.mismatches, s.unsupported()...)
+	}
+	slices.SortFunc(inv.models, func(x, y v1alpha1.GPUModel) int { return cmp.Compare(x.Model, y.Model) })
+}
+
+// grounds are what allocations are judged against.
+func (inv *inventory) grounds(excluded map[string]string) *grounds {
+	g := &grounds{excluded: excluded, unread: map[string]bool{}}
+	for _, gpu := range inv.gpus {
+		view := gpu.worker.view()
+		if view.model == nil {
+			g.unread[string(gpu.ID)] = true
+			continue
+		}
+		// Models by GPU: what configuration shares by name is judged one by one.
+		name := string(gpu.ID)
+		g.hardware.GPUs = append(g.hardware.GPUs, v1alpha1.GPU{UUID: string(gpu.ID), Index: int32(gpu.Index), Model: name})
+		g.hardware.Models = append(g.hardware.Models, v1alpha1.GPUModel{
+			Model: name, Grid: gridOf(view.model), Profiles: profilesOf(view.model),
+		})
+	}
+	return g
+}
+
+func gridOf(m *geometry.Model) v1alpha1.Grid {
+	return v1alpha1.Grid{MemorySlices: int32(m.MemorySlices()), ComputeSlices: int32(m.ComputeSlices())}
+}
+
+// profilesOf lists a model's profiles. Max is what the placements allow, since some
+// GPUs report more.
+func profilesOf(m *geometry.Model) []v1alpha1.Profile {
+	out := make([]v1alpha1.Profile, len(m.Profiles()))
+	for i, p := range m.Profiles() {
+		out[i] = v1alpha1.Profile{
+			ID: int32(p.ID), Name: p.Name, MemoryMiB: int64(p.MemoryMiB), SMs: int32(p.SMs),
+			ComputeSlices: int32(p.ComputeSlices), Max: int32(p.Max), Size: int32(p.Size),
+		}
+		for _, start := range p.Starts {
+			out[i].Starts = append(out[i].Starts, int32(start))
+		}
+	}
+	return out
+}
+
+// offers reports whether a GPU takes new instances, and why not.
+func (inv *inventory) offers(gpu *managedGPU, view *state) (ok bool, why string) {
+	switch {
+	case view.unhealthy != "":
+		return false, view.unhealthy
+	case gpu.wanted != v1alpha1.ModeMIG:
+		return false, fmt.Sprintf("mode %s is not supported yet, so the GPU is not offered; set operatingmode to %s", gpu.wanted, v1alpha1.ModeMIG)
+	case view.modeWhy != "":
+		return false, view.modeWhy
+	case view.mode.Current && view.mode.Pending:
+		return inv.catalogues[gpu.Name] != nil, ""
+	case view.mode.Current:
+		return false, "MIG mode will be off after the next reset; turn it on again with nvidia-smi -mig 1"
+	default:
+		return false, "MIG mode is off"
+	}
+}

@@ -1,0 +1,155 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+)
+
+// journal is the agent's memory on disk: one file, replaced as a whole. A change
+// is in memory at once and on disk after commit; several goroutines that commit
+// at the same time share one write. Safe for parallel use.
+type journal struct {
+	path    string
+	replace func(path string, text []byte) error // durable and whole, or not at all
+
+	writing sync.Mutex // held while the file is written; taken before mu
+	written uint64     // revision of the file, guarded by writing
+
+	mu       sync.Mutex // guards what follows
+	content  content
+	revision uint64 // grows with each change of content
+}
+
+// openJournal reads the journal. A missing or corrupt one gives an empty journal
+// with Lost set, and what could not be understood is kept beside it under another
+// name. An error means that the disk cannot be read.
+func openJournal(path string) (*journal, error) {
+	j := &journal{path: path, replace: replaceFile, content: newContent()}
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		j.content.Lost = "there is no file " + path
+		return j, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading journal: %w; make the state directory readable", err)
+	}
+	c, err := decodeContent(text)
+	if err == nil {
+		j.content = c
+		return j, nil
+	}
+	aside := path + ".corrupt"
+	j.content.Lost = fmt.Sprintf("%s cannot be understood (%v) and was kept as %s", path, err, aside)
+	if err := os.Rename(path, aside); err != nil {
+		return nil, fmt.Errorf("keeping corrupt journal: %w; make the state directory writable", err)
+	}
+	return j, nil
+}
+
+// replaceFile writes a file in one step and waits for the disk.
+func replaceFile(path string, text []byte) error {
+	temporary := path + ".tmp"
+	if err := writeSynced(temporary, text); err != nil {
+		return err
+	}
+	if err := os.Rename(temporary, path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+func writeSynced(path string, text []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// change applies a change in memory. It is on disk after the next commit of
+// anybody, at the latest after the next periodic one.
+func (j *journal) change(f func(*content)) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	f(&j.content)
+	j.revision++
+}
+
+// read shows the content; f must not keep or change any of it.
+func (j *journal) read(f func(*content)) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	f(&j.content)
+}
+
+// commit makes every change so far durable. It writes nothing when there is none.
+// After an error the changes stay in memory, and the next commit tries again.
+func (j *journal) commit() error {
+	j.mu.Lock()
+	mine := j.revision
+	j.mu.Unlock()
+
+	j.writing.Lock()
+	defer j.writing.Unlock()
+	if j.written >= mine {
+		return nil // somebody else's write had it
+	}
+	j.mu.Lock()
+	text, err := j.content.encode()
+	revision := j.revision
+	j.mu.Unlock()
+	if err == nil {
+		err = j.replace(j.path, text)
+	}
+	if err != nil {
+		return fmt.Errorf("writing journal: %w", err)
+	}
+	j.written = revision
+	return nil
+}
+
+// put records an instance and waits for the disk.
+func (j *journal) put(span v1alpha1.Span, r record) error {
+	j.change(func(c *content) { c.Instances[span] = r })
+	return j.commit()
+}
+
+// drop forgets instances and waits for the disk.
+func (j *journal) drop(spans ...v1alpha1.Span) error {
+	j.change(func(c *content) {
+		for _, span := range spans {
+			delete(c.Instances, span)
+		}
+	})
+	return j.commit()
+}
+
+// instances returns the records of one GPU.
+func (j *journal) instances(gpu string) map[v1alpha1.Span]record {
+	out := map[v1alpha1.Span]record{}
+	j.read(func(c *content) {
+		for span, r := range c.Instances {
+			if span.GPU == gpu {
+				out[span] = r
+			}
+		}
+	})
+	return out
+}

@@ -1,0 +1,186 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	coreinformers "k8s.io/client-go/informers/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+)
+
+// annotationConfigSource is set by kubelet to "api" on all pods but static ones;
+// their mirror in the API server has the file or URL that they come from
+// (k8s.io/kubernetes/pkg/kubelet/types, ConfigSourceAnnotationKey).
+const annotationConfigSource = "kubernetes.io/config.source"
+
+// watchPods brings every bound pod of the node to the owners, and tells them when
+// a complete list has been seen. It returns when ctx ends.
+func watchPods(ctx context.Context, client kubernetes.Interface, node string, owners *owners) error {
+	informer := coreinformers.NewFilteredPodInformer(client, v1.NamespaceAll, 0, cache.Indexers{},
+		func(o *metav1.ListOptions) {
+			o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", node).String()
+		})
+	if err := informer.SetTransform(compact); err != nil {
+		return fmt.Errorf("watching pods: %w", err)
+	}
+	w := podWatch{node: node, owners: owners}
+	if _, err := informer.AddEventHandler(&w); err != nil {
+		return fmt.Errorf("watching pods: %w", err)
+	}
+	var done sync.WaitGroup
+	done.Go(func() { informer.RunWithContext(ctx) })
+	defer done.Wait()
+	if cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
+		w.begin(informer.GetStore())
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// compact keeps of a pod what the agent reads: a node has up to some hundred.
+func compact(obj any) (any, error) {
+	pod, ok := obj.(*v1.Pod)
+	if !ok {
+		return obj, nil
+	}
+	out := &v1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion,
+		CreationTimestamp: pod.CreationTimestamp, DeletionTimestamp: pod.DeletionTimestamp,
+	}}
+	for _, key := range []string{v1alpha1.AnnotationAllocation, annotationConfigSource} {
+		if value, ok := pod.Annotations[key]; ok {
+			metav1.SetMetaDataAnnotation(&out.ObjectMeta, key, value)
+		}
+	}
+	out.Spec.NodeName, out.Spec.SchedulerName = pod.Spec.NodeName, pod.Spec.SchedulerName
+	out.Spec.InitContainers = compactContainers(pod.Spec.InitContainers)
+	out.Spec.Containers = compactContainers(pod.Spec.Containers)
+	out.Status.Phase = pod.Status.Phase
+	return out, nil
+}
+
+func compactContainers(in []v1.Container) []v1.Container {
+	out := make([]v1.Container, len(in))
+	for i := range in {
+		out[i].Name, out[i].RestartPolicy = in[i].Name, in[i].RestartPolicy
+		if count, ok := in[i].Resources.Limits[v1alpha1.ResourceGPU]; ok {
+			out[i].Resources.Limits = v1.ResourceList{v1alpha1.ResourceGPU: count}
+		}
+	}
+	return out
+}
+
+// podWatch passes pods on. Until the first list is complete it drops them: they
+// are taken from that list, in an order that does not depend on chance.
+type podWatch struct {
+	node   string
+	owners *owners
+
+	mu    sync.Mutex // guards begun, and keeps begin and events apart
+	begun bool
+}
+
+// begin passes the first list on: pods that run first, then the oldest, since
+// where the journal is lost nothing else tells who had an instance.
+//
+// The store changes before an event is passed on, so that with the lock held over
+// listing nothing falls between list and events; some pods may come twice.
+func (w *podWatch) begin(store cache.Store) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.begun = true
+	var pods []*v1.Pod
+	for _, obj := range store.List() {
+		if pod, ok := obj.(*v1.Pod); ok && pod.Spec.NodeName == w.node {
+			pods = append(pods, pod)
+		}
+	}
+	rank := func(p *v1.Pod) int {
+		if p.Status.Phase == v1.PodRunning {
+			return 0
+		}
+		return 1
+	}
+	slices.SortFunc(pods, func(a, b *v1.Pod) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
+	})
+	w.owners.sync(pods)
+}
+
+// OnAdd implements cache.ResourceEventHandler.
+func (w *podWatch) OnAdd(obj any, _ bool) { w.pass(obj) }
+
+// OnUpdate implements cache.ResourceEventHandler. A pod that was deleted and
+// created again under the same name may arrive as an update.
+func (w *podWatch) OnUpdate(old, obj any) {
+	before, ok := old.(*v1.Pod)
+	after, same := obj.(*v1.Pod)
+	if ok && same && before.UID != after.UID {
+		w.OnDelete(old)
+	}
+	w.pass(obj)
+}
+
+// OnDelete implements cache.ResourceEventHandler.
+func (w *podWatch) OnDelete(obj any) {
+	if tombstone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = tombstone.Obj
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if pod, ok := obj.(*v1.Pod); ok && w.begun {
+		w.owners.end(pod.UID)
+	}
+}
+
+func (w *podWatch) pass(obj any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if pod, ok := obj.(*v1.Pod); ok && w.begun && pod.Spec.NodeName == w.node {
+		w.owners.observe(pod)
+	}
+}
+
+// asksForGPUs reports whether a container of the pod has a limit of GPUs.
+func asksForGPUs(pod *v1.Pod) bool { return slotsOf(pod) > 0 }
+
+// slotsOf is how many slots kubelet gives to a pod: all of its app containers and
+// sidecars together, or more where a plain init container needs more at its time.
+func slotsOf(pod *v1.Pod) int {
+	sidecars, most := 0, 0
+	for i := range pod.Spec.InitContainers {
+		c := &pod.Spec.InitContainers[i]
+		if c.RestartPolicy != nil && *c.RestartPolicy == v1.ContainerRestartPolicyAlways {
+			sidecars += limit(c)
+			continue
+		}
+		most = max(most, sidecars+limit(c))
+	}
+	apps := sidecars
+	for i := range pod.Spec.Containers {
+		apps += limit(&pod.Spec.Containers[i])
+	}
+	return max(most, apps)
+}
+
+func limit(c *v1.Container) int {
+	count := c.Resources.Limits[v1alpha1.ResourceGPU]
+	return int(count.Value())
+}
+
+// ended reports whether all containers of the pod have ended for good.
+func ended(pod *v1.Pod) bool {
+	return pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed
+}

@@ -1,0 +1,113 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
+
+	"github.com/dynamig/dynamig/pkg/pool"
+)
+
+// slotKeeper keeps what kubelet may give away in line with GPUs and pods.
+type slotKeeper struct {
+	agent    *Agent
+	slots    Slots
+	released []types.UID // ended pods that are still to be released
+	swept    bool
+	known    bool // capacity was set
+	capacity int
+}
+
+// run works until ctx ends. It begins when the hardware is known: until then what
+// an earlier run offered holds.
+func (k *slotKeeper) run(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-k.agent.ready:
+	}
+	for {
+		wait := k.agent.config.Timing.Check // also notices calls that hang
+		if err := k.update(); err != nil {
+			klog.FromContext(ctx).Error(err, "Could not update the slots")
+			wait = time.Second
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.agent.slotsDirty:
+		case <-time.After(wait):
+		}
+	}
+}
+
+// update tells what is new. What did not work is tried again by the next update.
+func (k *slotKeeper) update() error {
+	var errs []error
+	var failed []types.UID
+	for _, uid := range append(k.released, k.agent.owners.takeEnded()...) {
+		if err := k.slots.Release(uid); err != nil {
+			failed, errs = append(failed, uid), append(errs, err)
+		}
+	}
+	k.released = failed
+	if !k.swept && k.agent.owners.isSynced() {
+		err := k.slots.Sweep(k.agent.owners.alive)
+		k.swept = err == nil
+		errs = append(errs, err)
+	}
+	capacity, unhealthy := k.agent.capacity()
+	if !k.known || k.capacity != capacity {
+		err := k.slots.SetCapacity(capacity)
+		k.known, k.capacity = err == nil, capacity
+		errs = append(errs, err)
+	}
+	k.slots.SetUnhealthy(unhealthy)
+	return errors.Join(errs...)
+}
+
+// capacity is how many devices kubelet may give to pods: what the offered GPUs can
+// hold, or do hold if that is more after a change of configuration, plus the slots
+// that pods hold without a place on one of these: pods of lost GPUs, refused ones,
+// and those that were not placed. So a lost GPU takes away free slots only. It also
+// returns the pods with a placement on an unhealthy GPU.
+func (a *Agent) capacity() (devices int, unhealthy []types.UID) {
+	a.mu.Lock()
+	inv := a.inventory
+	a.mu.Unlock()
+	most, ill, held := map[string]int{}, map[string]bool{}, map[string]int{}
+	if inv != nil {
+		for i := range inv.gpus {
+			gpu := &inv.gpus[i]
+			view := gpu.worker.view()
+			if ok, _ := inv.offers(gpu, &view); ok {
+				most[string(gpu.ID)] = pool.Devices(inv.catalogues[gpu.Name])
+			}
+			ill[string(gpu.ID)] = view.unhealthy != ""
+		}
+	}
+	for _, o := range a.owners.view() {
+		elsewhere, sick := o.slots, false
+		for _, span := range o.spans {
+			if most[span.GPU] > 0 {
+				held[span.GPU]++
+				elsewhere--
+			}
+			sick = sick || ill[span.GPU]
+		}
+		devices += max(0, elsewhere)
+		if sick {
+			unhealthy = append(unhealthy, o.uid)
+		}
+	}
+	for gpu, n := range most {
+		devices += max(n, held[gpu])
+	}
+	return devices, unhealthy
+}

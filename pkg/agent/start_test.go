@@ -1,0 +1,284 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/nvml"
+	"github.com/dynamig/dynamig/pkg/nvml/sim"
+)
+
+// Starting under difficulties.
+
+func TestWithoutJournalPodsInstancesAreAdoptedAndOthersLeftAlone(t *testing.T) {
+	const broken = `{"version":1,"instances":[{"gpu":`
+	cases := []struct {
+		name string
+		lose func(b *bench, journal string)
+		want string
+	}{
+		{"missing", func(b *bench, journal string) {
+			if err := os.Remove(journal); err != nil {
+				b.t.Fatal(err)
+			}
+		}, "there is no file"},
+		{"corrupt", func(b *bench, journal string) {
+			if err := os.WriteFile(journal, []byte(broken), 0o600); err != nil {
+				b.t.Fatal(err)
+			}
+		}, "cannot be understood (unexpected EOF)"},
+		{"of a later version", func(b *bench, journal string) {
+			if err := os.WriteFile(journal, []byte(`{"version":2}`), 0o600); err != nil {
+				b.t.Fatal(err)
+			}
+		}, "version 2 is unknown"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			onBench(t, func(t *testing.T, b *bench) {
+				b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})
+				b.bind(pod{name: "old", devices: b.on(0, "1g.5gb@4")})
+				b.mustPrepare("a")
+				b.mustPrepare("old")
+				b.remove("old")
+				mine := b.instance(0, "2g.10gb@0").UUID
+				b.stop()
+				journal := filepath.Join(b.dir, "state", "journal.json")
+				c.lose(b, journal)
+				b.start()
+
+				b.expectText("GPU 0", b.reported(0), "2g.10gb@0:Live/uid-a 1g.5gb@4:Foreign")
+				b.expectText("condition", b.condition(conditionJournalLost), "True Rebuilt: The agent began without its journal: ")
+				b.expectText("condition", b.condition(conditionJournalLost), c.want)
+				b.bind(pod{name: "b", devices: b.on(0, "3g.20gb@4")})
+				b.expectText("phase of b", b.phaseOf("b"), "Refused")
+				b.mustPrepare("a")
+				if got := b.instance(0, "2g.10gb@0").UUID; got != mine {
+					t.Errorf("instance of a is %s, want %s", got, mine)
+				}
+				if n := b.calls(sim.CallDestroyGPUInstance); n != 0 {
+					t.Errorf("%d GPU instances were destroyed, want none", n)
+				}
+				// What it was is still so after another start, and clears with its cause.
+				b.restart()
+				b.expectText("condition", b.condition(conditionJournalLost), "True")
+				b.destroyed(0, "1g.5gb@4")
+				b.sleep(11 * time.Second)
+				b.expectText("condition", b.condition(conditionJournalLost), "False None")
+				b.remove("a")
+				b.bind(pod{name: "c", devices: b.on(0, "1g.5gb@0")})
+				b.mustPrepare("c")
+			})
+		})
+	}
+}
+
+func TestCorruptJournalIsKept(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "journal.json")
+	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openJournal(path); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(path + ".corrupt"); err != nil || string(text) != "x" {
+		t.Errorf("kept %q, %v; want the old content", text, err)
+	}
+}
+
+func TestFirstStartSaysNothingOfAJournal(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.expectText("condition", b.condition(conditionJournalLost), "False None: ")
+		lost := "?"
+		b.agent.journal.read(func(c *content) { lost = c.Lost })
+		if lost != "" {
+			t.Errorf("journal counts as lost: %s", lost)
+		}
+	})
+}
+
+func TestWithoutJournalARunningPodGoesBeforeAnOlderOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1)
+		b.bind(pod{name: "older", devices: b.on(0, "2g.10gb@0"), mutate: func(p *v1.Pod) {
+			p.CreationTimestamp = metav1.NewTime(time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC))
+		}})
+		b.bind(pod{name: "running", devices: b.on(0, "2g.10gb@0"), mutate: func(p *v1.Pod) {
+			p.CreationTimestamp, p.Status.Phase = metav1Now, v1.PodRunning
+		}})
+		b.start()
+		defer b.stop()
+		b.mustPrepare("running")
+		b.expectText("phase", b.phaseOf("older"), "Refused: 2g.10gb on GPU 0 at 0 is held by pod default/running")
+	})
+}
+
+// cutOff makes the API server fail every call, until the returned function is called.
+func (b *bench) cutOff() (reconnect func()) {
+	away := true
+	fail := func(clienttesting.Action) (bool, runtime.Object, error) {
+		return away, nil, errors.New("no route to host")
+	}
+	b.client.PrependReactor("*", "*", fail)
+	b.gpuNodes.PrependReactor("*", "*", fail)
+	return func() { away = false }
+}
+
+func TestWithoutAPIServerKnownPodsArePreparedAndNothingIsDestroyed(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})
+		b.bind(pod{name: "gone", devices: b.on(0, "1g.5gb@2")})
+		b.mustPrepare("a")
+		b.mustPrepare("gone")
+		b.stop()
+		b.remove("gone")
+		if err := b.node.Reboot(); err != nil { // the driver has forgotten all, too
+			t.Fatal(err)
+		}
+		reconnect := b.cutOff()
+		b.start()
+		b.mustPrepare("a")
+		if got := b.slots.has(); got != 14 {
+			t.Errorf("capacity is %d, want 14", got)
+		}
+		b.sleep(time.Minute)
+		if n := b.calls(sim.CallDestroyGPUInstance); n != 0 {
+			t.Errorf("%d GPU instances were destroyed, want none", n)
+		}
+		reconnect()
+		b.sleep(time.Minute)
+		b.expectText("GPU 0", b.reported(0), "2g.10gb@0:Live/uid-a")
+		if _, err := b.prepare("gone"); err == nil {
+			t.Error("Prepare(gone) = nil, want an error: the pod is gone")
+		}
+	})
+}
+
+func TestUnknownPodIsWaitedFor(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		result := make(chan error, 1)
+		go func() {
+			_, err := b.prepare("late")
+			result <- err
+		}()
+		b.sleep(5 * time.Second)
+		b.bind(pod{name: "late", devices: b.on(0, "1g.5gb@0")})
+		if err := <-result; err != nil {
+			t.Errorf("Prepare = %v", err)
+		}
+		_, err := b.prepare("never")
+		if !errors.Is(err, errDeadline) || !strings.Contains(err.Error(), "pod default/never (uid-never) has not been seen") {
+			t.Errorf("Prepare(never) = %v, want it to say what it waited for", err)
+		}
+	})
+}
+
+func TestRebootRebuildsTheInstancesOfEveryPod(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0", "1g.5gb@4")})
+		b.bind(pod{name: "old", devices: b.on(0, "1g.5gb@6")})
+		b.mustPrepare("a")
+		b.mustPrepare("old")
+		b.remove("old")
+		b.stop()
+		if err := b.node.Reboot(); err != nil {
+			t.Fatal(err)
+		}
+		b.start()
+		b.mustPrepare("a")
+		b.expect(0, "2g.10gb@0 1g.5gb@4")
+		b.expectEvents("a", reasonPrepared, "2g.10gb on GPU 0 at 0")
+	})
+}
+
+func TestDriverThatCannotBeOpenedIsReportedAndTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1)
+		if err := b.node.AddFault(sim.Fault{Call: sim.CallOpen, Code: "DRIVER_NOT_LOADED", Times: 3}); err != nil {
+			t.Fatal(err)
+		}
+		b.start()
+		defer b.stop()
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "False DriverUnavailable: The GPUs cannot be listed: opening NVML session")
+		select {
+		case <-b.agent.Ready():
+			t.Error("the agent is ready without a driver")
+		default:
+		}
+		b.sleep(time.Minute)
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "True Offering: 1 of 1 GPUs take new instances.")
+		<-b.agent.Ready()
+	})
+}
+
+func TestGPUThatHangsFromTheStartDoesNotDelayOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 2)
+		release := make(chan struct{})
+		b.wrap = func(d nvml.Driver) nvml.Driver {
+			return &hanging{Driver: d, gpu: nvml.GPUID(b.gpus[0]), release: release}
+		}
+		b.start()
+		b.bind(pod{name: "a", devices: b.on(1, "2g.10gb@0")})
+		b.mustPrepare("a")
+		b.sleep(20 * time.Second)
+		<-b.agent.Ready()
+		b.expectText("health", b.status().Summary.Health, "1 unhealthy")
+		close(release)
+		b.stop()
+	})
+}
+
+// hanging lets the listing of a GPU's profiles wait.
+type hanging struct {
+	nvml.Driver
+	gpu     nvml.GPUID
+	release chan struct{}
+}
+
+func (d *hanging) Profiles(id nvml.GPUID) ([]nvml.Profile, error) {
+	if id == d.gpu {
+		<-d.release
+	}
+	return d.Driver.Profiles(id)
+}
+
+func TestFullDiskDelaysPodsAndLosesNothing(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		full := true
+		replace := b.agent.journal.replace
+		b.agent.journal.replace = func(path string, text []byte) error {
+			if full {
+				return errors.New("no space left on device")
+			}
+			return replace(path, text)
+		}
+		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})
+		b.sleep(10 * time.Second)
+		b.expect(0, "")
+		b.expectText("phase", b.phaseOf("a"), "Failing: writing journal: no space left on device")
+		full = false
+		b.mustPrepare("a")
+	})
+}
+
+func TestConfigurationMustBeComplete(t *testing.T) {
+	if _, err := New(Config{Node: "n"}); err == nil || !strings.Contains(err.Error(), "is not set") {
+		t.Errorf("New = %v, want an error that names a field", err)
+	}
+}

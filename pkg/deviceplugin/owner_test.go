@@ -1,0 +1,260 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package deviceplugin
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"k8s.io/apimachinery/pkg/types"
+	specs "tags.cncf.io/container-device-interface/specs-go"
+
+	"github.com/dynamig/dynamig/pkg/cdi"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"))
+}
+
+// testOwner knows the pods and prepares their devices.
+type testOwner struct {
+	mu      sync.Mutex
+	pods    map[types.UID]*testPod
+	calls   map[string]int                               // of Prepare, by container
+	prepare func(ctx context.Context, c Container) error // nil = at once
+}
+
+func newOwner() *testOwner {
+	return &testOwner{pods: map[types.UID]*testPod{}, calls: map[string]int{}}
+}
+
+func (o *testOwner) add(pod *testPod) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.pods[pod.uid] = pod
+}
+
+func (o *testOwner) remove(pod *testPod) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.pods, pod.uid)
+}
+
+func (o *testOwner) live(uid types.UID) bool {
+	_, _, ok := o.Pod(uid)
+	return ok
+}
+
+func (o *testOwner) Pod(uid types.UID) (namespace, name string, ok bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	pod := o.pods[uid]
+	if pod == nil {
+		return "", "", false
+	}
+	return pod.namespace, pod.name, true
+}
+
+func (o *testOwner) prepared(container string) int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.calls[container]
+}
+
+func (o *testOwner) Prepare(ctx context.Context, c Container) ([]Device, error) {
+	o.mu.Lock()
+	o.calls[c.Name]++
+	pod, prepare := o.pods[c.PodUID], o.prepare
+	o.mu.Unlock()
+	if pod == nil || pod.name != c.Pod || pod.namespace != c.Namespace {
+		return nil, fmt.Errorf("asked for container %v, which is not of pod %v", c, pod)
+	}
+	if prepare != nil {
+		if err := prepare(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	var devices []Device
+	for _, key := range pod.container(c.Name).devices {
+		devices = append(devices, Device{Key: key, Edits: editsOf(pod, key)})
+	}
+	return devices, nil
+}
+
+func editsOf(pod *testPod, key string) cdi.Edits {
+	return cdi.Edits{Env: []string{"DEVICE=" + string(pod.uid) + "/" + key}}
+}
+
+// node is a kubelet, an owner and the plugin between them.
+type node struct {
+	*testKubelet
+	owner  *testOwner
+	config Config
+	adjust func(*timing) // before each start of the agent
+	plugin *Plugin
+	cancel context.CancelFunc
+	ended  chan error
+}
+
+func newNode(t testing.TB) *node { return newNodeWith(t, func(*timing) {}) }
+
+func newNodeWith(t testing.TB, adjust func(*timing)) *node {
+	k := newKubelet(t)
+	n := &node{testKubelet: k, owner: newOwner(), adjust: adjust}
+	n.config = Config{
+		Resource:     testResource,
+		PluginDir:    k.dir,
+		PodResources: filepath.Join(k.dir, "podresources"),
+		State:        filepath.Join(k.dir, "slots.json"),
+		CDI:          cdi.Dir{Path: filepath.Join(k.dir, "cdi")},
+		Preparer:     n.owner,
+		Pods:         n.owner,
+	}
+	n.startAgent()
+	t.Cleanup(func() { n.stopAgent(); n.stop() })
+	return n
+}
+
+func (n *node) startAgent() {
+	n.t.Helper()
+	p, err := New(n.config)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	p.timing.withdraw, p.timing.settle = 200*time.Millisecond, 100*time.Millisecond
+	n.adjust(&p.timing)
+	ctx, cancel := context.WithCancel(context.Background())
+	n.plugin, n.cancel, n.ended = p, cancel, make(chan error, 1)
+	go func() { n.ended <- p.Run(ctx) }()
+}
+
+// stopAgent ends the plugin and checks that it leaves no socket.
+func (n *node) stopAgent() {
+	n.t.Helper()
+	if n.cancel == nil {
+		return
+	}
+	n.cancel()
+	if err := <-n.ended; err != nil {
+		n.t.Errorf("Run = %v", err)
+	}
+	n.cancel = nil
+	n.await("the end of the stream", func() bool { return n.streams() == 0 })
+	if left, _ := filepath.Glob(filepath.Join(n.dir, socketPrefix+"*")); len(left) > 0 {
+		n.t.Errorf("Run left %v", left)
+	}
+}
+
+func (n *node) setCapacity(count int) {
+	n.t.Helper()
+	if err := n.plugin.SetCapacity(count); err != nil {
+		n.t.Fatal(err)
+	}
+	n.awaitCapacity(count)
+}
+
+// run makes a pod known, admits it and starts its containers in order.
+func (n *node) runPod(pod *testPod) {
+	n.t.Helper()
+	n.owner.add(pod)
+	if err := n.admit(pod); err != nil {
+		n.t.Fatal(err)
+	}
+	for _, c := range pod.containers() {
+		n.startContainer(pod, c.name)
+	}
+}
+
+// startContainer starts a container and checks what it sees.
+func (n *node) startContainer(pod *testPod, container string) {
+	n.t.Helper()
+	if err := n.preStart(context.Background(), pod, container); err != nil {
+		n.t.Fatalf("starting %s of %s: %v", container, pod.name, err)
+	}
+	n.checkContainer(pod, container)
+}
+
+// finish ends a pod for kubelet, then for the owner, and releases it.
+func (n *node) finish(pod *testPod) {
+	n.t.Helper()
+	n.end(pod)
+	n.owner.remove(pod)
+	if err := n.plugin.Release(pod.uid); err != nil {
+		n.t.Error(err)
+	}
+}
+
+// checkContainer resolves the promised names as a runtime would, and compares
+// what the container gets with what its pod owns.
+func (n *node) checkContainer(pod *testPod, container string) {
+	n.t.Helper()
+	want := map[string]bool{}
+	for _, key := range pod.container(container).devices {
+		want[editsOf(pod, key).Env[0]] = true
+	}
+	names := n.promised(pod, container)
+	if len(names) != len(want)+1 || names[0] != cdi.DriverDevice {
+		n.t.Errorf("%s/%s was promised %v", pod.name, container, names)
+	}
+	for _, name := range names[1:] {
+		got, err := resolve(n.config.CDI.Path, name)
+		if err != nil {
+			n.t.Errorf("%s/%s: %v", pod.name, container, err)
+		} else if !want[got] {
+			n.t.Errorf("%s/%s sees %s under %s, want one of %v", pod.name, container, got, name, want)
+		}
+		delete(want, got)
+	}
+}
+
+// resolve reads a slot's file as a runtime would.
+func resolve(dir, name string) (string, error) {
+	slot := strings.TrimPrefix(name, "dynamig.io/slot=")
+	text, err := os.ReadFile(filepath.Join(dir, "dynamig.io-slot_"+slot+".json"))
+	if err != nil {
+		return "", err
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(text, &spec); err != nil {
+		return "", err
+	}
+	if spec.Kind+"="+spec.Devices[0].Name != name {
+		return "", fmt.Errorf("the file of %s defines %s=%s", name, spec.Kind, spec.Devices[0].Name)
+	}
+	return spec.Devices[0].ContainerEdits.Env[0], nil
+}
+
+// device is the value of a slot's file, "" where there is none.
+func (n *node) device(slot string) string {
+	got, err := resolve(n.config.CDI.Path, cdi.SlotDevice(slot))
+	if err != nil {
+		return ""
+	}
+	return got
+}
+
+// pod builds a pod from container texts: "main=a b", or "init:setup=a" for a
+// plain init container.
+func pod(name string, containers ...string) *testPod {
+	p := &testPod{uid: types.UID("uid-" + name), namespace: "default", name: name}
+	for _, text := range containers {
+		text, isInit := strings.CutPrefix(text, "init:")
+		container, devices, _ := strings.Cut(text, "=")
+		c := testContainer{name: container, devices: strings.Fields(devices)}
+		if isInit {
+			p.inits = append(p.inits, c)
+		} else {
+			p.apps = append(p.apps, c)
+		}
+	}
+	return p
+}

@@ -1,0 +1,235 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dynamicmig
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/google/go-cmp/cmp"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	fwk "k8s.io/kube-scheduler/framework"
+	"k8s.io/kubernetes/pkg/scheduler"
+	"k8s.io/kubernetes/pkg/scheduler/apis/config"
+	"k8s.io/kubernetes/pkg/scheduler/apis/config/scheme"
+)
+
+// argsOf decodes a configuration with these DynamicMIGArgs as kube-scheduler does
+// and returns what a plugin factory is given.
+func argsOf(t *testing.T, args string) (runtime.Object, error) {
+	t.Helper()
+	text := "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nprofiles:\n- pluginConfig:\n  - name: DynamicMIG\n"
+	if args != "" {
+		text += "    args:\n      " + strings.ReplaceAll(args, "\n", "\n      ") + "\n"
+	}
+	obj, _, err := scheme.Codecs.UniversalDecoder().Decode([]byte(text), nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range obj.(*config.KubeSchedulerConfiguration).Profiles[0].PluginConfig {
+		if c.Name == Name {
+			return c.Args, nil
+		}
+	}
+	t.Fatal("the decoded configuration has no DynamicMIG")
+	return nil, nil
+}
+
+func TestArgsAreReadStrictly(t *testing.T) {
+	cases := []struct {
+		name string
+		text string
+		want Args
+		err  string
+	}{
+		{name: "absent", want: Args{Oversize: OversizeAllow}},
+		{name: "empty", text: "{}", want: Args{Oversize: OversizeAllow}},
+		{name: "all set", text: "oversize: Never\nstrictMemory: true", want: Args{Oversize: OversizeNever, StrictMemory: true}},
+		{name: "an unknown field", text: "overSized: Never", err: `unknown field "overSized"`},
+		{name: "an unknown value", text: "oversize: Sometimes", err: `oversize is "Sometimes"; use Allow or Never`},
+		{name: "an empty value is the default", text: `oversize: ""`, want: Args{Oversize: OversizeAllow}},
+		{name: "a wrong type", text: "strictMemory: 3", err: "strictMemory"},
+		{name: "a field twice", text: "oversize: Never\noversize: Allow", err: "oversize"},
+		{name: "a list", text: "- oversize", err: "decoding DynamicMIGArgs"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			obj, err := argsOf(t, c.text)
+			var got Args
+			if err == nil {
+				got, err = decodeArgs(obj)
+			}
+			if c.err != "" {
+				if err == nil || !strings.Contains(err.Error(), c.err) {
+					t.Errorf("error is %v, want one with %q", err, c.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("args (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestArgsOfAnotherTypeAreRefused(t *testing.T) {
+	_, err := decodeArgs(&config.NodeAffinityArgs{})
+	if want := "decoding DynamicMIGArgs: want the type runtime.Unknown, got *config.NodeAffinityArgs"; err == nil || err.Error() != want {
+		t.Errorf("error is %v, want %q", err, want)
+	}
+}
+
+func TestProfilesWithEqualArgsShareOnePool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		companions := 0
+		r.factory.Companion = func(context.Context, Shared) error { companions++; return nil }
+		defaults, err := argsOf(t, "oversize: Allow")
+		if err != nil {
+			t.Fatal(err)
+		}
+		second := r.pluginOf(r.newFramework("another-scheduler", defaults))
+		if second == r.plugin || second.core != r.plugin.core {
+			t.Error("the second profile has not a plugin of its own over the first one's pool")
+		}
+		if companions != 0 {
+			t.Errorf("the companion was started %d times after the first profile, want 0", companions)
+		}
+		never, err := argsOf(t, "oversize: Never")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = r.tryFramework("third-scheduler", never)
+		want := "profile third-scheduler: DynamicMIGArgs differ from another profile's; all profiles share one pool of GPUs, so give them equal arguments"
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error of a profile with other args is %v, want one with %q", err, want)
+		}
+	})
+}
+
+func TestCompanionIsStartedOnceWithWhatIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got []Shared
+		r := newRig(t, func(r *rig) {
+			r.factory.Companion = func(_ context.Context, shared Shared) error {
+				got = append(got, shared)
+				return nil
+			}
+		})
+		r.newFramework("another-scheduler", nil)
+		if len(got) != 1 {
+			t.Fatalf("the companion was started %d times, want once", len(got))
+		}
+		s := got[0]
+		if s.Pool != r.plugin.pool || s.Handle == nil || s.GPUNodes == nil {
+			t.Errorf("the companion was given %+v", s)
+		}
+		if _, ok := s.Pods.GetIndexer().GetIndexers()[ByNode]; !ok {
+			t.Error("the pods have no index ByNode")
+		}
+	})
+}
+
+func TestFactoryNeedsAClientConfiguration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.factory = &Factory{}
+		want := "creating the client of GPUNodes: the scheduler has no client configuration"
+		if _, err := r.tryFramework("dynamig-scheduler", nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error is %v, want one with %q", err, want)
+		}
+	})
+}
+
+func TestConnectNamesABadConfiguration(t *testing.T) {
+	_, err := connect(&rest.Config{Host: "::not a host::"})
+	if want := "creating the client of GPUNodes: "; err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("error is %v, want one that begins with %q", err, want)
+	}
+}
+
+func TestACompanionThatFailsEndsTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		trouble := errors.New("no lease")
+		var got error
+		newRig(t, func(r *rig) {
+			r.factory.Companion = func(context.Context, Shared) error { return trouble }
+			_, got = r.tryFramework("dynamig-scheduler", nil)
+			r.informers = scheduler.NewInformerFactory(r.client, 0, nil)
+			r.factory.Companion = nil
+		})
+		if !errors.Is(got, trouble) {
+			t.Errorf("error is %v, want %v", got, trouble)
+		}
+	})
+}
+
+// Never and Allow differ where only a larger profile is free.
+func TestOversizeNeverKeepsPodsFromLargerProfiles(t *testing.T) {
+	for args, want := range map[string]fwk.Code{"oversize: Allow": fwk.Success, "oversize: Never": fwk.Unschedulable} {
+		t.Run(args, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				obj, err := argsOf(t, args)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := newRig(t, func(r *rig) { r.args = obj })
+				r.start()
+				b := report(t, "n", 1).templates("7x1g.5gb", "2x3g.20gb")
+				r.addNode(node("n").Obj(), b.GPUNode)
+				r.running(b.on(pod("q", "gpu=1 gpumem=20000"), "3g.20gb@0").Obj())
+				if status := r.mustBegin(pod("p", "gpu=1 gpumem=4000").Obj()).filter("n"); status.Code() != want {
+					t.Errorf("Filter says %v, want %v", status, want)
+				}
+			})
+		})
+	}
+}
+
+func TestSignPod(t *testing.T) {
+	inRig(t, func(r *rig) {
+		sign := func(p *v1.Pod) string { return string(r.framework.SignPod(r.ctx, p)) }
+		base := sign(pod("a", "gpu=1 gpumem=8000").Obj())
+		if base == "" {
+			t.Fatal("a GPU pod has no signature")
+		}
+		if got := sign(pod("b", "gpu=1 gpumem=8000").Annotation("a", "b").Label("c", "d").Obj()); got != base {
+			t.Errorf("pods with equal requests have the signatures %s and %s, want equal ones", got, base)
+		}
+		others := map[string]*v1.Pod{
+			"more memory":            pod("p", "gpu=1 gpumem=8001").Obj(),
+			"two devices":            pod("p", "gpu=2 gpumem=8000").Obj(),
+			"a percentage":           pod("p", "gpu=1 gpumem-percentage=20").Obj(),
+			"cores":                  pod("p", "gpu=1 gpumem=8000 gpucores=30").Obj(),
+			"a whole GPU":            pod("p", "gpu=1").Obj(),
+			"a profile by name":      pod("p", "gpu=1 gpumem=8000").Annotation("nvidia.com/mig-profile", "1g.10gb").Obj(),
+			"another mode":           pod("p", "gpu=1 gpumem=8000").Annotation("nvidia.com/vgpu-mode", "hami-core").Obj(),
+			"none of our resources":  pod("p", "").Obj(),
+			"two containers instead": pod("p", "").Containers([]v1.Container{container("c", "gpu=1 gpumem=8000"), container("d", "gpu=1 gpumem=8000")}).Obj(),
+		}
+		seen := map[string]string{base: "the base"}
+		for what, p := range others {
+			got := sign(p)
+			if got == "" {
+				t.Errorf("a pod with %s has no signature", what)
+			}
+			// two devices in one container or in two place alike
+			if was, ok := seen[got]; ok && what != "two containers instead" && was != "two containers instead" {
+				t.Errorf("a pod with %s is signed as %s", what, was)
+			}
+			seen[got] = what
+		}
+		if got := sign(pod("p", "gpumem=8000").Obj()); got != "" {
+			t.Errorf("a pod that does not parse is signed %s, want no signature", got)
+		}
+	})
+}
