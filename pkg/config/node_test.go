@@ -213,6 +213,13 @@ func TestModeOfAGPU(t *testing.T) {
 	}
 }
 
+func TestModeOfAGPUIgnoresTheIndexOfAnEntryByUUID(t *testing.T) {
+	e := NodeEntry{OperatingMode: "mig", GPUs: []GPUEntry{{UUID: "GPU-1", OperatingMode: "hami-core"}}}
+	if mode, ok := e.ModeOf("GPU-2", 0); mode != "mig" || !ok {
+		t.Errorf("ModeOf(GPU-2, 0) = %q, %t; want mig, true", mode, ok)
+	}
+}
+
 func FuzzParseNode(f *testing.F) {
 	f.Add(read(f, "documented.json"))
 	f.Add([]byte(everyNodeKey))
