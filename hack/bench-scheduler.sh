@@ -59,4 +59,4 @@ bench() {
 for ((i = 1; i <= runs; i++)); do
 	bench "$i"
 done
-"$perf/table" "$results"/run-*/BenchmarkPerfScheduling_*.json | tee "$results/table.txt"
+"$perf/table" "$results"/run-*/ | tee "$results/table.txt"

@@ -116,7 +116,8 @@ type Agent struct {
 
 	ready chan struct{} // closed when hardware and journal have been read
 
-	opened int // sessions opened when the GPUs were listed last; manage's own
+	began  time.Time // when Run was called
+	opened int       // sessions opened when the GPUs were listed last; manage's own
 
 	// Each has room for one: who sends means "look again".
 	rearrange  chan struct{} // what is known of the GPUs
@@ -170,13 +171,11 @@ func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
 // Run works until ctx ends, and then returns nil. It is called once.
 func (a *Agent) Run(ctx context.Context, slots Slots) error {
+	a.began = time.Now()
+	defer a.events.start(a.config.Client)()
 	g, ctx := errgroup.WithContext(ctx)
 	a.firstNode(ctx)
 	a.reload(ctx)
-	g.Go(func() error {
-		a.events.run(ctx, a.config.Client)
-		return nil
-	})
 	g.Go(func() error { return watchPods(ctx, a.config.Client, a.config.Node, a.owners) })
 	g.Go(func() error {
 		a.manage(ctx)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/nvml"
@@ -211,6 +212,7 @@ func TestTerminatingPodOwnsAndEndedPodDoesNot(t *testing.T) {
 		b.mustPrepare("a")
 		b.change("a", func(p *v1.Pod) { p.DeletionTimestamp = &metav1Now; p.Finalizers = []string{"test/keep"} })
 		b.bind(pod{name: "b", devices: b.on(0, "1g.5gb@0")})
+		b.sleep(grace)
 		b.expectText("phase of b", b.phaseOf("b"), "Refused: 1g.5gb on GPU 0 at 0 is held by pod default/a")
 		b.change("a", func(p *v1.Pod) { p.Status.Phase = v1.PodSucceeded })
 		b.expectText("GPU 0", b.reported(0), "2g.10gb@0:Idle")
@@ -254,6 +256,20 @@ func TestOfTwoPodsOnOneSpanThePreparedOneWinsAlsoLater(t *testing.T) {
 		}
 		b.expectEvents("a", reasonRefused, "held by pod default/b")
 		b.expectText("phase", b.phaseOf("a"), "Refused: ")
+	})
+}
+
+func TestPodThatIsSeenBeforeItsPredecessorIsGoneWaitsALittle(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})
+		b.mustPrepare("a")
+		b.bind(pod{name: "b", devices: b.on(0, "1g.5gb@0")})
+		b.expectText("phase", b.phaseOf("b"), "Preparing: 1g.5gb on GPU 0 at 0 is held by pod default/a")
+		b.remove("a")
+		b.mustPrepare("b")
+		b.sleep(time.Minute)
+		b.expect(0, "1g.5gb@0")
+		b.expectEvents("b", reasonRefused)
 	})
 }
 
@@ -652,6 +668,53 @@ func TestStopDoesNotWaitForEverForACall(t *testing.T) {
 		}
 		close(release)
 	})
+}
+
+func TestPodsOfAGPUThatIsExcludedLaterAreServedFromMemory(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})
+		b.mustPrepare("a")
+		b.reconfigure(`{"nodeconfig": [{"name": "node1", "operatingmode": "mig", "filterdevices": {"index": [0]}}]}`)
+		b.mustPrepare("a")
+		b.restart()
+		_, err := b.prepare("a")
+		if err == nil {
+			t.Fatal("Prepare = nil, want an error: the GPU must not be touched")
+		}
+		b.expectText("error", err.Error(), "filterdevices excludes the GPU")
+		b.reconfigure(nodeConfig)
+		b.mustPrepare("a")
+		b.expect(0, "2g.10gb@0")
+	})
+}
+
+func TestSlotsOfAPod(t *testing.T) {
+	always := v1.ContainerRestartPolicyAlways
+	container := func(gpus int64, policy *v1.ContainerRestartPolicy) v1.Container {
+		c := v1.Container{RestartPolicy: policy}
+		if gpus > 0 {
+			c.Resources.Limits = v1.ResourceList{v1alpha1.ResourceGPU: *resource.NewQuantity(gpus, resource.DecimalSI)}
+		}
+		return c
+	}
+	cases := []struct {
+		name       string
+		init, apps []v1.Container
+		want       int
+	}{
+		{"none", nil, []v1.Container{container(0, nil)}, 0},
+		{"apps add up", nil, []v1.Container{container(1, nil), container(2, nil)}, 3},
+		{"init containers lend their slots", []v1.Container{container(2, nil)}, []v1.Container{container(1, nil)}, 2},
+		{"sidecars add up", []v1.Container{container(1, &always)}, []v1.Container{container(1, nil)}, 2},
+		{"init container beside a sidecar", []v1.Container{container(1, &always), container(3, nil)}, []v1.Container{container(1, nil)}, 4},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			if got := slotsOf(&v1.Pod{Spec: v1.PodSpec{InitContainers: c.init, Containers: c.apps}}); got != c.want {
+				t.Errorf("slotsOf = %d, want %d", got, c.want)
+			}
+		})
+	}
 }
 
 func TestLostSessionIsOpenedAgain(t *testing.T) {

@@ -129,8 +129,8 @@ func TestTemplatesFollowTheFileWithoutARestart(t *testing.T) {
 		b.write("device-config.yaml", "nvidia: {migProfileAllowlist: [{models: [A100-SXM4-40GB], profiles: [3g.20gb]}]}")
 		b.reload()
 		s := b.status()
-		if s.Models[0].Rule != v1alpha1.RuleAllowlist || len(s.Models[0].Profiles) != 1 || s.ConfigGeneration != 2 {
-			t.Errorf("rule %s, %d profiles, generation %d; want Allowlist, 1, 2", s.Models[0].Rule, len(s.Models[0].Profiles), s.ConfigGeneration)
+		if s.Models[0].Rule != v1alpha1.RuleAllowlist || len(s.Models[0].Allowed) != 1 || s.ConfigGeneration != 2 {
+			t.Errorf("rule %s, %d profiles allowed, generation %d; want Allowlist, 1, 2", s.Models[0].Rule, len(s.Models[0].Allowed), s.ConfigGeneration)
 		}
 		if got := b.slots.has(); got != 4 {
 			t.Errorf("capacity is %d, want 4", got)
@@ -170,6 +170,7 @@ func TestStartWithAnInvalidConfigurationOffersNothing(t *testing.T) {
 		defer b.stop()
 		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "False ConfigInvalid: There is no good configuration")
 		b.expectText("condition", b.condition(v1alpha1.ConditionConfigInvalid), "config.json:1: ")
+		b.expectEvents(nodeName, reasonConfigInvalid, "config.json:1: ")
 		if n := b.dump().Calls; n != 0 {
 			t.Errorf("%d driver calls were made, want none", n)
 		}
@@ -195,7 +196,6 @@ func TestLabelsChooseTheEntry(t *testing.T) {
 		b.stop()
 		b.cutOff()
 		b.start()
-		b.bind(pod{name: "a", devices: b.on(0, "1g.5gb@0")})
 		if got := b.slots.has(); got != 14 {
 			t.Errorf("capacity without API server is %d, want 14: labels are in the journal", got)
 		}
@@ -252,4 +252,3 @@ func TestGPUThatCannotDoMIGIsNotReported(t *testing.T) {
 		b.expectText("condition", b.condition(v1alpha1.ConditionConfigMismatch), "GPU 0 (Tesla T4) is to be used in mode mig, which it cannot do")
 	})
 }
-

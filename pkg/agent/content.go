@@ -125,7 +125,7 @@ func (c *content) encode() ([]byte, error) {
 	for _, uid := range slices.Sorted(maps.Keys(c.Pods)) {
 		f.Pods = append(f.Pods, c.Pods[uid])
 	}
-	text, err := json.MarshalIndent(f, "", " ")
+	text, err := json.Marshal(f)
 	if err != nil {
 		return nil, fmt.Errorf("encoding journal: %w", err)
 	}

@@ -4,7 +4,6 @@
 package agent
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -52,11 +51,10 @@ func newEvents(node string) *events {
 	}
 }
 
-// run sends what is recorded until ctx ends.
-func (e *events) run(ctx context.Context, client kubernetes.Interface) {
+// start sends what is recorded from now on, until stop.
+func (e *events) start(client kubernetes.Interface) (stop func()) {
 	e.broadcaster.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: client.CoreV1().Events(v1.NamespaceAll)})
-	<-ctx.Done()
-	e.broadcaster.Shutdown()
+	return e.broadcaster.Shutdown
 }
 
 // warn of something on a pod.

@@ -41,6 +41,19 @@ func (g *grounds) judge(a *v1alpha1.Allocation) error {
 	return a.Validate(&g.hardware)
 }
 
+// excludes says why placements cannot be had any more, empty when they can. Pods that were prepared before the configuration changed are not refused.
+func (g *grounds) excludes(spans []v1alpha1.Span) string {
+	if g == nil {
+		return ""
+	}
+	for _, span := range spans {
+		if why, ok := g.excluded[span.GPU]; ok {
+			return fmt.Sprintf("GPU %s: %s", span.GPU, why)
+		}
+	}
+	return ""
+}
+
 // describe names a placement for people: "2g.10gb on GPU 0 at 0".
 func (g *grounds) describe(span v1alpha1.Span) string {
 	profile, gpu := fmt.Sprintf("profile %d", span.ProfileID), span.GPU

@@ -90,7 +90,7 @@ func benchOf(t *testing.T, specs []sim.GPUSpec) *bench {
 	dir := t.TempDir()
 	b := &bench{
 		t: t, dir: dir, root: filepath.Join(dir, "sim"),
-		client:   fake.NewClientset(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName, UID: "node-uid"}}),
+		client:   fake.NewSimpleClientset(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName, UID: "node-uid"}}),
 		gpuNodes: gpunodefake.NewSimpleClientset(), slots: &fakeSlots{}, power: &power{},
 	}
 	b.write("device-config.yaml", deviceConfig)

@@ -34,6 +34,7 @@ type owners struct {
 	seen     int      // owners seen so far
 	admitted int      // owners admitted so far
 	ended    []types.UID
+	urgent   bool          // the present change is to be reported at once
 	wake     chan struct{} // closed and replaced with each change
 }
 
@@ -50,6 +51,7 @@ type owner struct {
 	made       map[v1alpha1.Span]made
 	trouble    map[v1alpha1.Span]trouble
 	unplaced   string          // why Prepare refuses a pod without an annotation
+	contested  string          // why it is not admitted yet: somebody has its placement
 	told       map[string]bool // failures that the pod has an event of
 }
 
@@ -127,8 +129,8 @@ func (o *owner) phase() v1alpha1.PodPhase {
 
 // reason is why the owner is not prepared: that of its first placement in trouble.
 func (o *owner) reason() string {
-	if o.Refused != "" {
-		return o.Refused
+	if o.Refused != "" || o.contested != "" {
+		return cmp.Or(o.Refused, o.contested)
 	}
 	for _, span := range o.spans {
 		if t, ok := o.trouble[span]; ok {
@@ -139,9 +141,11 @@ func (o *owner) reason() string {
 }
 
 // do runs f with the lock held and then tells everybody.
-func (s *owners) do(urgent bool, f func()) {
+func (s *owners) do(f func()) {
 	s.mu.Lock()
 	f()
+	urgent := s.urgent
+	s.urgent = false
 	close(s.wake)
 	s.wake = make(chan struct{})
 	s.mu.Unlock()
@@ -151,7 +155,7 @@ func (s *owners) do(urgent bool, f func()) {
 // sync takes the complete list of the node's pods. Owners that are not in it have
 // ended while nobody looked.
 func (s *owners) sync(pods []*v1.Pod) {
-	s.do(true, func() {
+	s.do(func() {
 		alive := map[types.UID]bool{}
 		for _, pod := range pods {
 			alive[pod.UID] = !ended(pod)
@@ -164,14 +168,14 @@ func (s *owners) sync(pods []*v1.Pod) {
 		for _, pod := range pods {
 			s.see(pod)
 		}
-		s.synced = true
+		s.synced, s.urgent = true, true
 	})
 }
 
 // observe takes the newest state of a pod that is bound to this node.
 func (s *owners) observe(pod *v1.Pod) {
 	if asksForGPUs(pod) {
-		s.do(false, func() { s.see(pod) })
+		s.do(func() { s.see(pod) })
 	}
 }
 
@@ -181,7 +185,7 @@ func (s *owners) end(uid types.UID) {
 	_, known := s.pods[uid]
 	s.mu.Unlock()
 	if known {
-		s.do(false, func() { s.remove(uid) })
+		s.do(func() { s.remove(uid) })
 	}
 }
 
@@ -193,6 +197,7 @@ func (s *owners) remove(uid types.UID) {
 	delete(s.pods, uid)
 	s.ended = append(s.ended, uid)
 	s.journal.change(func(c *content) { delete(c.Pods, uid) })
+	s.admitAll()
 }
 
 // see is observe with mu held.
@@ -289,7 +294,8 @@ func (s *owners) refuse(o *owner, reason string) {
 	if o.Refused != "" {
 		return
 	}
-	o.Refused = reason
+	o.Refused, o.contested = reason, ""
+	s.urgent = true
 	clear(o.made)
 	clear(o.trouble)
 	s.keep(o)
@@ -298,7 +304,7 @@ func (s *owners) refuse(o *owner, reason string) {
 
 // refused refuses the owner of a want.
 func (s *owners) refused(uid types.UID, reason string) {
-	s.do(true, func() {
+	s.do(func() {
 		if o := s.pods[uid]; o != nil {
 			s.refuse(o, reason)
 		}
@@ -307,7 +313,7 @@ func (s *owners) refused(uid types.UID, reason string) {
 
 // setGrounds tells what allocations are checked against.
 func (s *owners) setGrounds(g *grounds) {
-	s.do(false, func() {
+	s.do(func() {
 		s.grounds = g
 		s.admitAll()
 	})
@@ -349,11 +355,27 @@ func (s *owners) admit(o *owner) {
 		}
 	}
 	if other, span, ok := s.conflict(o); ok {
-		s.refuse(o, fmt.Sprintf("%s is held by pod %s/%s, which came first", s.grounds.describe(span), other.Namespace, other.Name))
+		s.contest(o, fmt.Sprintf("%s is held by pod %s/%s, which came first", s.grounds.describe(span), other.Namespace, other.Name))
 		return
 	}
 	s.admitted++
-	o.order = s.admitted
+	o.order, o.contested = s.admitted, ""
+}
+
+// grace is how long a pod may wait for another to be gone that has its placement.
+// After a broken watch, client-go passes new pods on before it tells of deleted
+// ones.
+const grace = 3 * time.Second
+
+// contest refuses an owner whose placement another has, after the grace.
+func (s *owners) contest(o *owner, why string) {
+	switch {
+	case time.Since(o.since) >= grace:
+		s.refuse(o, why)
+	case o.contested == "":
+		time.AfterFunc(grace-time.Since(o.since), func() { s.do(s.admitAll) })
+		o.contested = why
+	}
 }
 
 // conflict finds an owner that holds memory slices of o's placements (I3).

@@ -101,7 +101,7 @@ func (s *owners) settle(gpu string, r results) {
 	if !news {
 		return
 	}
-	s.do(false, func() {
+	s.do(func() {
 		for _, o := range s.pods {
 			if o.holds() {
 				o.take(gpu, r)

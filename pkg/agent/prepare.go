@@ -135,9 +135,11 @@ func (s *owners) prepare(c Container) preparation {
 		return preparation{err: fmt.Errorf("annotation %s has no container %s; delete the pod to have it placed anew",
 			v1alpha1.AnnotationAllocation, c.Name)}
 	}
-	switch phase := o.phase(); phase {
-	case v1alpha1.PodPrepared:
-	case v1alpha1.PodFailing:
+	switch phase, why := o.phase(), s.grounds.excludes(o.spans); {
+	case phase == v1alpha1.PodPrepared:
+	case why != "":
+		return preparation{wait: true, fails: true, err: errors.New(why)}
+	case phase == v1alpha1.PodFailing:
 		return preparation{wait: true, fails: true, err: errors.New(o.reason())}
 	default:
 		return preparation{wait: true, err: errors.New("the pod's MIG instances are being created")}
@@ -153,9 +155,13 @@ func (s *owners) prepare(c Container) preparation {
 // Pod names a pod of this node that asks for GPUs; ok is false when there is none
 // with this UID or it has ended.
 func (a *Agent) Pod(uid types.UID) (namespace, name string, ok bool) {
-	a.owners.mu.Lock()
-	defer a.owners.mu.Unlock()
-	o := a.owners.pods[uid]
+	return a.owners.name(uid)
+}
+
+func (s *owners) name(uid types.UID) (namespace, name string, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.pods[uid]
 	if o == nil {
 		return "", "", false
 	}

@@ -71,9 +71,12 @@ func (p *publisher) backOff() time.Duration {
 
 // publish writes the report if it differs from what is there.
 func (p *publisher) publish(ctx context.Context) error {
+	a := p.agent
+	if !a.presentable() {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	a := p.agent
 	if time.Since(p.asked) >= a.config.Timing.Refresh {
 		p.object = nil
 		if err := a.learnNode(ctx); err != nil {
@@ -102,6 +105,24 @@ func (p *publisher) publish(ctx context.Context) error {
 	p.object, p.failures = written, 0
 	klog.FromContext(ctx).V(4).Info("Reported", "node", a.config.Node)
 	return nil
+}
+
+// presentable reports whether the findings are complete. After a start they are
+// not, and an unfinished report would take away for a moment what the last one
+// said. What keeps them from being complete for long is to be reported, though.
+func (a *Agent) presentable() bool {
+	a.mu.Lock()
+	bad := a.trouble != "" || a.settings == nil
+	a.mu.Unlock()
+	if bad || time.Since(a.began) >= a.config.Timing.Hang {
+		return true
+	}
+	select {
+	case <-a.ready:
+		return a.owners.isSynced()
+	default:
+		return false
+	}
 }
 
 // since gives conditions the time of their last transition.

@@ -63,11 +63,18 @@ type step struct {
 	reason string // of refuse
 }
 
-// next is the first step that is due: wants in their order, then what is left of
-// instances that nobody wants.
+// next is the first step that is due: refusals, so that nothing is created for a
+// pod that cannot have all of its devices; wants in their order; then what is left
+// of instances that nobody wants.
 func (s *situation) next() step {
 	if s.off {
 		return s.refuseAll()
+	}
+	for _, w := range s.wants {
+		if st := s.serve(w); st.act == refuse {
+			st.want = w
+			return st
+		}
 	}
 	for _, w := range s.wants {
 		if !s.due(task{span: w.span}) {

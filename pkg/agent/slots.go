@@ -76,12 +76,13 @@ func (k *slotKeeper) update() error {
 // hold, or do hold if that is more after a change of configuration, plus the slots
 // that pods hold without a place on one of these: pods of lost GPUs, refused ones,
 // and those that were not placed. So a lost GPU takes away free slots only. It also
-// returns the pods with a placement on an unhealthy GPU.
+// returns the pods with a placement on a lost GPU. A GPU that is unhealthy for
+// other reasons may come back, and kubelet would not admit such a pod again.
 func (a *Agent) capacity() (devices int, unhealthy []types.UID) {
 	a.mu.Lock()
 	inv := a.inventory
 	a.mu.Unlock()
-	most, ill, held := map[string]int{}, map[string]bool{}, map[string]int{}
+	most, lost, held := map[string]int{}, map[string]bool{}, map[string]int{}
 	if inv != nil {
 		for i := range inv.gpus {
 			gpu := &inv.gpus[i]
@@ -89,7 +90,7 @@ func (a *Agent) capacity() (devices int, unhealthy []types.UID) {
 			if ok, _ := inv.offers(gpu, &view); ok {
 				most[string(gpu.ID)] = pool.Devices(inv.catalogues[gpu.Name])
 			}
-			ill[string(gpu.ID)] = view.unhealthy != ""
+			lost[string(gpu.ID)] = view.lost
 		}
 	}
 	for _, o := range a.owners.view() {
@@ -99,7 +100,7 @@ func (a *Agent) capacity() (devices int, unhealthy []types.UID) {
 				held[span.GPU]++
 				elsewhere--
 			}
-			sick = sick || ill[span.GPU]
+			sick = sick || lost[span.GPU]
 		}
 		devices += max(0, elsewhere)
 		if sick {

@@ -124,6 +124,7 @@ func TestWithoutJournalARunningPodGoesBeforeAnOlderOne(t *testing.T) {
 		b.start()
 		defer b.stop()
 		b.mustPrepare("running")
+		b.sleep(grace)
 		b.expectText("phase", b.phaseOf("older"), "Refused: 2g.10gb on GPU 0 at 0 is held by pod default/running")
 	})
 }
@@ -161,7 +162,7 @@ func TestWithoutAPIServerKnownPodsArePreparedAndNothingIsDestroyed(t *testing.T)
 			t.Errorf("%d GPU instances were destroyed, want none", n)
 		}
 		reconnect()
-		b.sleep(time.Minute)
+		b.sleep(3 * time.Minute) // client-go waits longer and longer
 		b.expectText("GPU 0", b.reported(0), "2g.10gb@0:Live/uid-a")
 		if _, err := b.prepare("gone"); err == nil {
 			t.Error("Prepare(gone) = nil, want an error: the pod is gone")

@@ -61,7 +61,7 @@ func (w *worker) failed(ctx context.Context, st step, k task, err error) {
 	}
 	now := time.Now()
 	t := w.troubles.note(k, err.Error(), now)
-	klog.FromContext(ctx).V(4).Info("Could not do a step", "placement", k.span.Start, "tries", t.tries, "err", err)
+	klog.FromContext(ctx).V(4).Info("Could not do a step", "placement", k.span.Start, "err", err)
 	if w.failure = w.read(ctx); w.failure != nil {
 		w.nextLook = now.Add(w.timing.RetryLeast)
 	}

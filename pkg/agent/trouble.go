@@ -67,11 +67,12 @@ func (t *troubles) keep(wanted func(task) bool) {
 	}
 }
 
-// wake is when the next task becomes due, zero when there is none.
-func (t *troubles) wake() time.Time {
+// wake is when the next task becomes due after now, zero when none does. What is
+// due already could not be tried, and waits for something else to happen.
+func (t *troubles) wake(now time.Time) time.Time {
 	var first time.Time
 	for _, x := range t.all {
-		if first.IsZero() || x.next.Before(first) {
+		if x.next.After(now) && (first.IsZero() || x.next.Before(first)) {
 			first = x.next
 		}
 	}

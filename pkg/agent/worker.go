@@ -70,6 +70,7 @@ type state struct {
 	mode      nvml.MIGMode
 	modeWhy   string
 	unhealthy string // why, empty when healthy
+	lost      bool   // the GPU is gone until it is reset
 	instances []v1alpha1.Instance
 }
 
@@ -181,7 +182,7 @@ func (w *worker) pass(ctx context.Context) time.Time {
 		klog.FromContext(ctx).Error(err, "Could not write the journal")
 	}
 	next := w.nextLook
-	if t := w.troubles.wake(); !t.IsZero() && t.Before(next) {
+	if t := w.troubles.wake(time.Now()); !t.IsZero() && t.Before(next) {
 		next = t
 	}
 	return next
@@ -366,7 +367,8 @@ func (w *worker) adopt(ctx context.Context, wants []want) {
 // publish gives the results to the owners and the state to the report.
 func (w *worker) publish(s *situation) {
 	next := state{
-		model: w.model, mode: w.mode, modeWhy: w.modeWhy, unhealthy: w.unhealthy(), instances: w.instances(s),
+		model: w.model, mode: w.mode, modeWhy: w.modeWhy,
+		unhealthy: w.unhealthy(), lost: errors.Is(w.failure, nvml.ErrGPULost), instances: w.instances(s),
 	}
 	w.mu.Lock()
 	news, learned := !next.equal(&w.state), next.model != w.state.model
@@ -385,7 +387,7 @@ func (w *worker) publish(s *situation) {
 
 func (s *state) equal(other *state) bool {
 	return s.model == other.model && s.mode == other.mode && s.modeWhy == other.modeWhy &&
-		s.unhealthy == other.unhealthy && slices.Equal(s.instances, other.instances)
+		s.unhealthy == other.unhealthy && s.lost == other.lost && slices.Equal(s.instances, other.instances)
 }
 
 // unhealthy says why the GPU cannot be used. A call that fails now and then, as

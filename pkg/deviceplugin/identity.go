@@ -39,16 +39,20 @@ type held struct {
 func (p *Plugin) identify(ctx context.Context, slots []string) (held, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.timing.identify)
 	defer cancel()
+	var reason error
 	for wait := firstLook; ; wait = min(2*wait, lastLook) {
 		h, err := p.look(ctx, slots)
 		if err == nil {
 			return h, nil
 		}
+		if reason == nil || ctx.Err() == nil {
+			reason = err // a look that the end of ctx cut short says less than the one before
+		}
 		if errors.Is(err, errNotListed) || errors.Is(err, errDisagree) {
 			p.slots.resend() // kubelet may have written an older checkpoint over a newer one
 		}
 		if errors.Is(err, errAmbiguous) || !pause(ctx, wait) {
-			return held{}, fmt.Errorf("finding the pod that holds slots %s: %w", strings.Join(slots, " "), err)
+			return held{}, fmt.Errorf("finding the pod that holds slots %s: %w", strings.Join(slots, " "), reason)
 		}
 	}
 }

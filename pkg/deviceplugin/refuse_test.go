@@ -106,7 +106,7 @@ func TestRefusals(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNodeWith(t, func(tm *timing) { tm.identify = 300 * time.Millisecond })
+			n := newNodeWith(t, func(tm *timing) { tm.identify = time.Second })
 			n.setCapacity(1)
 			p := pod("a", "main=1")
 			n.owner.add(p)

@@ -75,7 +75,7 @@ func (s *service) PreStartContainer(ctx context.Context, req *pluginapi.PreStart
 	if deadline, ok := ctx.Deadline(); ok {
 		// Kubelet would show its own "context deadline exceeded" to the user.
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-min(s.plugin.timing.margin, time.Until(deadline)/10)))
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-min(s.plugin.timing.margin, time.Until(deadline)/2)))
 		defer cancel()
 	}
 	if err := s.plugin.start(ctx, req.DevicesIds); err != nil {

@@ -174,7 +174,7 @@ func TestCancelledStartGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
-		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		wantError(t, n.preStart(ctx, a, "main"), errStillPreparing, "preparing container main of pod default/a: ")
 		cancel()
 	}
@@ -196,7 +196,7 @@ func TestWorkEndsWithoutKubelet(t *testing.T) {
 	if err := n.admit(a); err != nil {
 		t.Fatal(err)
 	}
-	short, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	short, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	wantError(t, n.preStart(short, a, "main"), errStillPreparing)
 	n.stop() // kubelet is gone altogether

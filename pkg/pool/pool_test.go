@@ -232,9 +232,20 @@ func TestParse(t *testing.T) {
 			want: []geometry.Want{{MemoryMiB: 4000, Oversize: true}, {MemoryMiB: 1000, Oversize: true}},
 		},
 		{
+			name: "init containers one after the other share",
+			pod:  pod("a").wants("c", "gpu=1 gpumem=4000").init("i", "gpu=1 gpumem=1000").init("j", "gpu=1 gpumem=2000"),
+			want: []geometry.Want{{MemoryMiB: 4000, Oversize: true}},
+		},
+		{
 			name: "a sidecar has its own",
 			pod:  pod("a").wants("c", "gpu=1 gpumem=4000").sidecar("s", "gpu=1 gpumem=1000"),
-			want: []geometry.Want{{MemoryMiB: 4000, Oversize: true}, {MemoryMiB: 1000, Oversize: true}},
+			want: []geometry.Want{{MemoryMiB: 1000, Oversize: true}, {MemoryMiB: 4000, Oversize: true}},
+		},
+		{
+			name: "a sidecar takes over from an earlier init container, an app container from a later one",
+			pod: pod("a").wants("c", "gpu=1 gpumem=4000").init("i", "gpu=1 gpumem=2000").
+				sidecar("s", "gpu=1 gpumem=1000").init("j", "gpu=1 gpumem=9000"),
+			want: []geometry.Want{{MemoryMiB: 2000, Oversize: true}, {MemoryMiB: 9000, Oversize: true}},
 		},
 		{
 			name: "gpumem without gpu", pod: pod("a").wants("c", "gpumem=8000"),

@@ -78,9 +78,11 @@ func quantity(c *v1.Container, name v1.ResourceName) int64 {
 // Parse reads a pod's request; nil when it asks for none of our resources. The
 // error is an *InvalidError: the pod must be changed.
 //
-// App containers and sidecars have devices of their own. A plain init container
-// has finished before the app containers start, and kubelet gives its slots to
-// them in spec order; so its devices are theirs, each made large enough for both.
+// Kubelet hands the slots of a plain init container on to the containers after it,
+// in the order of the spec, init containers first; what a sidecar or app container
+// has taken stays with it (kubernetes pkg/kubelet/cm/devicemanager/manager.go:
+// 388-432). Devices follow the slots, so each is made large enough for all
+// containers that have it in turn.
 func Parse(pod *v1.Pod, opts Options) (*Request, error) {
 	if !Wants(pod) {
 		return nil, nil
@@ -117,29 +119,25 @@ func (r *Request) parseMode(text string) error {
 }
 
 type requestBuilder struct {
-	request *Request
-	opts    Options
-	profile string
-	apps    []int // devices of app containers, in spec order
+	request  *Request
+	opts     Options
+	profile  string
+	reusable []int // devices that earlier plain init containers have had
 }
 
 func (b *requestBuilder) addAll(pod *v1.Pod) error {
-	for i := range pod.Spec.Containers {
-		indexes, err := b.addOwn(&pod.Spec.Containers[i])
+	for i := range pod.Spec.InitContainers {
+		c := &pod.Spec.InitContainers[i]
+		taken, err := b.add(c)
 		if err != nil {
 			return err
 		}
-		b.apps = append(b.apps, indexes...)
-	}
-	for i := range pod.Spec.InitContainers {
-		c := &pod.Spec.InitContainers[i]
-		var err error
-		if sidecar(c) {
-			_, err = b.addOwn(c)
-		} else {
-			err = b.share(c)
+		if !sidecar(c) {
+			b.reusable = append(taken, b.reusable...)
 		}
-		if err != nil {
+	}
+	for i := range pod.Spec.Containers {
+		if _, err := b.add(&pod.Spec.Containers[i]); err != nil {
 			return err
 		}
 	}
@@ -150,38 +148,25 @@ func sidecar(c *v1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == v1.ContainerRestartPolicyAlways
 }
 
-// addOwn gives a container devices of its own.
-func (b *requestBuilder) addOwn(c *v1.Container) ([]int, error) {
+// add gives a container its devices, reusable ones first, and takes these out of
+// the reusable ones.
+func (b *requestBuilder) add(c *v1.Container) ([]int, error) {
 	want, count, err := b.parse(c)
 	if err != nil || count == 0 {
 		return nil, err
 	}
-	indexes := make([]int, count)
-	for i := range indexes {
-		indexes[i] = len(b.request.Devices)
-		b.request.Devices = append(b.request.Devices, want)
-	}
-	b.request.Containers[c.Name] = indexes
-	return indexes, nil
-}
-
-// share lets a plain init container use the app containers' devices, in the order
-// in which kubelet hands its slots on, and adds devices where it wants more.
-func (b *requestBuilder) share(c *v1.Container) error {
-	want, count, err := b.parse(c)
-	if err != nil || count == 0 {
-		return err
-	}
-	for len(b.apps) < count {
-		b.apps = append(b.apps, len(b.request.Devices))
-		b.request.Devices = append(b.request.Devices, want)
-	}
-	indexes := append([]int(nil), b.apps[:count]...)
-	for _, i := range indexes {
+	reused := min(count, len(b.reusable))
+	taken := append([]int(nil), b.reusable[:reused]...)
+	b.reusable = b.reusable[reused:]
+	for _, i := range taken {
 		b.request.Devices[i] = larger(b.request.Devices[i], want)
 	}
-	b.request.Containers[c.Name] = indexes
-	return nil
+	for len(taken) < count {
+		taken = append(taken, len(b.request.Devices))
+		b.request.Devices = append(b.request.Devices, want)
+	}
+	b.request.Containers[c.Name] = taken
+	return taken, nil
 }
 
 // larger is a want that satisfies both.

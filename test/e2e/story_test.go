@@ -52,8 +52,11 @@ func TestContainerMayNotOpenAnotherDevice(t *testing.T) {
 		if granted[fmt.Sprint(major, minor)] {
 			continue
 		}
-		script := fmt.Sprintf("mknod /tmp/d c %d %d && cat /tmp/d; rm -f /tmp/d", major, minor)
-		out, _ := st.Cluster.Kubectl(t.Context(), "exec", "-n", namespace, pod.Name, "--", "sh", "-c", script+" 2>&1; true")
+		script := fmt.Sprintf("{ mknod /tmp/d c %d %d && cat /tmp/d; rm -f /tmp/d; } 2>&1; true", major, minor)
+		out, err := st.Cluster.Kubectl(t.Context(), "exec", "-n", namespace, pod.Name, "--", "sh", "-c", script)
+		if err != nil {
+			t.Fatal(err)
+		}
 		if !strings.Contains(string(out), "Operation not permitted") {
 			t.Fatalf("opening capability %d:%d, which is not the container's: %s", major, minor, out)
 		}
@@ -129,8 +132,9 @@ func TestSeveralContainers(t *testing.T) {
 	if len(a.Spans()) != 3 {
 		t.Errorf("the pod holds %d instances, want 3: %v", len(a.Spans()), a.Containers)
 	}
-	if a.Containers["init"][0] != a.Containers["main"][0] && a.Containers["init"][0].MIG.Start != a.Containers["main"][0].MIG.Start {
-		t.Errorf("init container and main do not share: %v, %v", a.Containers["init"], a.Containers["main"])
+	// Kubelet hands the init container's slot to the next one, which is the sidecar.
+	if init, next := a.Containers["init"][0], a.Containers["sidecar"][0]; init.GPU != next.GPU || *init.MIG != *next.MIG {
+		t.Errorf("init container and sidecar do not share: %+v, %+v", *init.MIG, *next.MIG)
 	}
 	if devices, err := st.Seen(t.Context(), made, "third"); err != nil || len(devices) > 0 {
 		t.Errorf("the container without a request sees %v, %v", devices, err)

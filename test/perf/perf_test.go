@@ -34,6 +34,9 @@ func BenchmarkPerfScheduling(b *testing.B) {
 	r := &rig{}
 	benchmark.RunBenchmarkPerfScheduling(b, "performance-config.yaml", "dynamig", r.registry(),
 		benchmark.WithPreRunFn(r.reset), benchmark.WithPrepareFn(r.prepare), benchmark.WithNodeUpdateFn(r.report))
+	if err := r.cpu.write(); err != nil {
+		b.Fatal(err)
+	}
 }
 
 // rig carries the plugin through the workloads, which run one after the other in
@@ -45,6 +48,7 @@ func BenchmarkPerfScheduling(b *testing.B) {
 type rig struct {
 	factory *dynamicmig.Factory
 	shared  *dynamicmig.Shared // nil where no profile of the workload has the plugin
+	cpu     stopwatch
 }
 
 func (r *rig) registry() frameworkruntime.Registry {
@@ -60,14 +64,15 @@ func (r *rig) registry() frameworkruntime.Registry {
 const announcement = "Workload:"
 
 // reset forgets the last workload and announces the next.
-func (r *rig) reset(tCtx ktesting.TContext, _ *benchmark.Workload) (func(), error) {
+func (r *rig) reset(tCtx ktesting.TContext, w *benchmark.Workload) (func(), error) {
 	fmt.Fprintln(os.Stderr, announcement, tCtx.Name())
 	r.shared = nil
 	r.factory = &dynamicmig.Factory{Companion: func(_ context.Context, shared dynamicmig.Shared) error {
 		r.shared = &shared
 		return nil
 	}}
-	return nil, nil
+	pods, err := w.GetParam("pods")
+	return func() { r.cpu.stop(tCtx.Name(), pods) }, err
 }
 
 // prepare installs the CRD where the plugin runs. The scheduler runs already; its
@@ -80,8 +85,9 @@ func (r *rig) prepare(tCtx ktesting.TContext) error {
 }
 
 // report does what the agents of the nodes would, and waits until the plugin knows
-// all nodes with all GPUs.
+// all nodes with all GPUs. The pods come next.
 func (r *rig) report(tCtx ktesting.TContext, _ *scheduler.Scheduler, _ *benchmark.Workload, nodes *v1.NodeList) error {
+	defer r.cpu.start()
 	if r.shared == nil {
 		return nil
 	}

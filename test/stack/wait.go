@@ -54,7 +54,7 @@ func brief(obj any) string {
 	if !ok || pod == nil {
 		return "something else"
 	}
-	text := fmt.Sprintf("%s on node %q", pod.Status.Phase, pod.Spec.NodeName)
+	text := fmt.Sprintf("%s on node %q %s %s", pod.Status.Phase, pod.Spec.NodeName, pod.Status.Reason, pod.Status.Message)
 	for _, c := range pod.Status.Conditions {
 		if c.Message != "" {
 			text += fmt.Sprintf("; %s: %s", c.Type, c.Message)
@@ -72,19 +72,22 @@ func (s *Stack) podWatch(namespace, name string) *cache.ListWatch {
 	return cache.NewListWatchFromClient(s.Kube.CoreV1().RESTClient(), "pods", namespace, fields.OneTermEqualSelector("metadata.name", name))
 }
 
-// WaitPod waits until a pod satisfies done and returns it.
+// WaitPod waits until a pod satisfies done and returns it. A pod that fails for
+// good before that is an error.
 func (s *Stack) WaitPod(ctx context.Context, namespace, name string, done func(*v1.Pod) bool) (*v1.Pod, error) {
-	var found *v1.Pod
+	var last *v1.Pod
+	satisfied := false
 	err := named(ctx, s.podWatch(namespace, name), &v1.Pod{}, func(pod *v1.Pod, gone bool) bool {
-		if !gone && done(pod) {
-			found = pod
-		}
-		return found != nil
+		last, satisfied = pod, !gone && done(pod)
+		return satisfied || gone || pod.Status.Phase == v1.PodFailed
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("waiting for pod %s: %w", name, err)
+	case !satisfied:
+		return nil, fmt.Errorf("waiting for pod %s: it ended: %s", name, brief(last))
 	}
-	return found, nil
+	return last, nil
 }
 
 // Running says that all containers of a pod run.

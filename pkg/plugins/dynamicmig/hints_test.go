@@ -317,7 +317,7 @@ func TestHintsLeavePodsAloneThatAnEventDoesNotHelp(t *testing.T) {
 		}, {
 			name: "a pod of another node ends", pod: pod("p", "gpu=1"),
 			do: func(r *rig) {
-				away := report(r.T, "away", 1).on(pod("away", "gpu=1"), "7g.40gb@0").Obj()
+				away := report(r.TB, "away", 1).on(pod("away", "gpu=1"), "7g.40gb@0").Obj()
 				r.running(away)
 				r.ended(away)
 			},
@@ -330,7 +330,7 @@ func TestHintsLeavePodsAloneThatAnEventDoesNotHelp(t *testing.T) {
 			name: "a node with an idle GPU appears after its GPUNode", pod: pod("p", "gpu=1"),
 			do: func(r *rig) {
 				// the report alone wakes it already; here it was tried in vain meanwhile
-				r.report(report(r.T, "m", 1).GPUNode)
+				r.report(report(r.TB, "m", 1).GPUNode)
 				r.reject(r.named("p"))
 				r.appeared(node("m").Obj())
 			},

@@ -49,12 +49,12 @@ func TestReserveConflictIsAnError(t *testing.T) {
 		}, {
 			name: "the GPUNode cannot be read any more",
 			conflict: func(r *rig) {
-				r.report(report(r.T, "n", 1).change(func(s *v1alpha1.GPUNodeStatus) { s.Models = nil }).GPUNode)
+				r.report(report(r.TB, "n", 1).change(func(s *v1alpha1.GPUNodeStatus) { s.Models = nil }).GPUNode)
 			},
 			want: `reading GPUNode n: status.gpus[0]: model "NVIDIA A100-SXM4-40GB" is not in status.models`,
 		}, {
 			name:     "the GPU failed",
-			conflict: func(r *rig) { r.report(report(r.T, "n", 1).unhealthy(0).GPUNode) },
+			conflict: func(r *rig) { r.report(report(r.TB, "n", 1).unhealthy(0).GPUNode) },
 			want:     "reserving GPUs on node n: the choice of Filter is gone: " + pool.ReasonNotOffered,
 		},
 	}
@@ -168,7 +168,7 @@ func (g *group) simulate(pod *v1.Pod, node string) *fwk.Status {
 		return status
 	}
 	assumed := c.assumed(node)
-	if err := g.snapshot.AssumePod(podInfo(g.T, assumed)); err != nil {
+	if err := g.snapshot.AssumePod(podInfo(g.TB, assumed)); err != nil {
 		g.Fatal(err)
 	}
 	g.cycles, g.members = append(g.cycles, c), append(g.members, assumed)

@@ -59,7 +59,8 @@ func TestMain(m *testing.M) {
 // and queue. Only the two API servers are fakes. It lives in a synctest bubble:
 // settle waits until every handler has run, and time stands still meanwhile.
 type rig struct {
-	*testing.T
+	testing.TB
+	settle    func()
 	ctx       context.Context
 	logger    klog.Logger
 	client    *fake.Clientset
@@ -115,10 +116,10 @@ func inRig(t *testing.T, test func(r *rig)) {
 
 // newRig builds everything, in kube-scheduler's order, and starts nothing but the
 // plugin's own informer. What prepare does to the API comes first.
-func newRig(t *testing.T, prepare ...func(*rig)) *rig {
+func newRig(t testing.TB, prepare ...func(*rig)) *rig {
 	t.Helper()
 	r := &rig{
-		T: t, ctx: t.Context(), logger: klog.FromContext(t.Context()),
+		TB: t, settle: synctest.Wait, ctx: t.Context(), logger: klog.FromContext(t.Context()),
 		client: fake.NewClientset(), gpus: gpufake.NewSimpleClientset(),
 		events:   events.NewFakeRecorder(100),
 		snapshot: internalcache.NewEmptySnapshot(),
@@ -219,9 +220,6 @@ func (r *rig) start() {
 	r.informers.Start(r.ctx.Done())
 	r.settle()
 }
-
-// settle waits until nothing moves any more.
-func (r *rig) settle() { synctest.Wait() }
 
 // create puts a pod into the API.
 func (r *rig) create(pod *v1.Pod) *v1.Pod {

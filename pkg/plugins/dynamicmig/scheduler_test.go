@@ -116,6 +116,14 @@ func (w *whole) create(p *st.PodWrapper) {
 	synctest.Wait()
 }
 
+func (w *whole) delete(name string) {
+	w.Helper()
+	if err := w.client.CoreV1().Pods("default").Delete(w.Context(), name, metav1.DeleteOptions{}); err != nil {
+		w.Fatal(err)
+	}
+	synctest.Wait()
+}
+
 func (w *whole) createNode(n *v1.Node) {
 	w.Helper()
 	if _, err := w.client.CoreV1().Nodes().Create(w.Context(), n, metav1.CreateOptions{}); err != nil {
@@ -272,9 +280,7 @@ func TestManyPodsFillANodeExactly(t *testing.T) {
 		if got := w.placed("late"); got != "unbound" {
 			t.Errorf("a pod more than there is room for is at %s", got)
 		}
-		if err := w.client.CoreV1().Pods("default").Delete(t.Context(), "p03", metav1.DeleteOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		w.delete("p03")
 		freed := ""
 		for at, name := range taken {
 			if name == "p03" {

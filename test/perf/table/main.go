@@ -3,12 +3,12 @@
 
 // Command table prints what scheduler_perf has measured.
 //
-//	table RESULT.json...
+//	table DIRECTORY...
 //
-// Each file is one run of test/perf. A figure is the median over the runs; a ratio
-// is taken within each run, where both sides had the same machine, before its
-// median is. Each case with MIG instances is compared with the stock case that has
-// equally many pods alike.
+// Each directory has the JSON files of one run of test/perf. A figure is the median
+// over the runs; a ratio is taken within each run, where both sides had the same
+// machine, before its median is. Each case with MIG instances is compared with the
+// stock case that has equally many pods alike.
 package main
 
 import (
@@ -30,12 +30,12 @@ var cases = []struct{ name, against string }{
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "Name the JSON files that scheduler_perf has written.")
+		fmt.Fprintln(os.Stderr, "Name the directories that hold the results, one for each run.")
 		os.Exit(2)
 	}
 	var runs []run
-	for _, file := range os.Args[1:] {
-		r, err := readRun(file)
+	for _, dir := range os.Args[1:] {
+		r, err := readRun(dir)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -51,7 +51,7 @@ func main() {
 // write prints one line for each workload that any run has.
 func write(to io.Writer, runs []run) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "nodes\tcase\tpods/s\tp50\tFilter ms\tScore ms\tPreBind ms\tratio\t")
+	fmt.Fprintln(w, "nodes\tcase\tpods/s\tp50\tFilter ms\tScore ms\tPreBind ms\tCPU ms/pod\tpods/s ratio\tCPU ratio\t")
 	for _, nodes := range sizes(runs) {
 		for _, c := range cases {
 			at := workload{name: c.name, nodes: nodes}
@@ -62,19 +62,21 @@ func write(to io.Writer, runs []run) error {
 			for _, column := range columns {
 				fmt.Fprint(w, "\t", column.text(runs, at))
 			}
-			fmt.Fprintf(w, "\t%s\t\n", ratio(runs, at, c.against))
+			against := workload{name: c.against, nodes: nodes}
+			fmt.Fprintf(w, "\t%s\t%s\t\n", ratio(runs, at, against, throughput), ratio(runs, at, against, cpuPerPod))
 		}
 	}
 	return w.Flush()
 }
 
-// columns are the figures between case and ratio.
+// columns are the figures between case and ratios.
 var columns = []column{
 	{throughput, "%.0f"},
 	{throughputP50, "%.0f"},
 	{extensionPoint("Filter"), "%.3f"},
 	{extensionPoint("Score"), "%.3f"},
 	{extensionPoint("PreBind"), "%.2f"},
+	{cpuPerPod, "%.2f"},
 }
 
 type column struct {
@@ -91,12 +93,12 @@ func (c column) text(runs []run, at workload) string {
 	return fmt.Sprintf(c.format, v)
 }
 
-// ratio is the pods per second of a workload by those of another case of its size.
-func ratio(runs []run, at workload, against string) string {
+// ratio compares a figure of two workloads.
+func ratio(runs []run, at, against workload, f figure) string {
 	var ratios []float64
 	for _, r := range runs {
-		ours, ok := r[at][throughput]
-		stock, both := r[workload{name: against, nodes: at.nodes}][throughput]
+		ours, ok := r[at][f]
+		stock, both := r[against][f]
 		if ok && both && stock > 0 {
 			ratios = append(ratios, ours/stock)
 		}
@@ -104,7 +106,7 @@ func ratio(runs []run, at workload, against string) string {
 	if len(ratios) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%.2f of %s", middle(ratios), against)
+	return fmt.Sprintf("%.2f of %s", middle(ratios), against.name)
 }
 
 // sizes lists the numbers of nodes, ascending.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -20,6 +21,7 @@ type figure struct {
 var (
 	throughput    = figure{metric: "SchedulingThroughput", bucket: "Average"} // pods/s
 	throughputP50 = figure{metric: "SchedulingThroughput", bucket: "Perc50"}  // pods/s, of samples of a second
+	cpuPerPod     = figure{metric: "CPUPerPod", bucket: "Average"}            // ms, of the whole process
 )
 
 // extensionPoint is the mean time that a pod spends there, in ms: in Filter and
@@ -45,7 +47,7 @@ type document struct {
 		Data   map[string]float64 `json:"data"`
 		Labels struct {
 			Metric string `json:"Metric"`
-			Name   string `json:"Name"` // BENCHMARK/CASE/SIZE/NAMESPACE
+			Name   string `json:"Name"` // BENCHMARK/CASE/SIZE, and more
 			Point  string `json:"extension_point"`
 			Plugin string `json:"plugin"`
 		} `json:"labels"`
@@ -54,24 +56,34 @@ type document struct {
 
 const notApplicable = "not applicable"
 
-func readRun(file string) (run, error) {
-	text, err := os.ReadFile(file)
+// readRun reads all JSON files of a directory.
+func readRun(dir string) (run, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
 	if err != nil {
-		return nil, fmt.Errorf("reading results: %w", err)
+		return nil, fmt.Errorf("listing results: %w", err)
 	}
-	r, err := parseRun(text)
-	if err != nil {
-		return nil, fmt.Errorf("reading results in %s: %w", file, err)
+	if len(files) == 0 {
+		return nil, fmt.Errorf("reading results: %s has no JSON file; name the directory of one run", dir)
+	}
+	r := run{}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("reading results: %w", err)
+		}
+		if err := r.add(text); err != nil {
+			return nil, fmt.Errorf("reading results in %s: %w", file, err)
+		}
 	}
 	return r, nil
 }
 
-func parseRun(text []byte) (run, error) {
+// add adds the items of a document.
+func (r run) add(text []byte) error {
 	var doc document
 	if err := json.Unmarshal(text, &doc); err != nil {
-		return nil, err
+		return err
 	}
-	r := run{}
 	for i, item := range doc.DataItems {
 		l := item.Labels
 		if l.Plugin != "" && l.Plugin != notApplicable {
@@ -79,7 +91,7 @@ func parseRun(text []byte) (run, error) {
 		}
 		at, err := parseName(l.Name)
 		if err != nil {
-			return nil, fmt.Errorf("dataItems[%d]: %w", i, err)
+			return fmt.Errorf("dataItems[%d]: %w", i, err)
 		}
 		if l.Point == notApplicable {
 			l.Point = ""
@@ -91,7 +103,7 @@ func parseRun(text []byte) (run, error) {
 			r[at][figure{metric: l.Metric, point: l.Point, bucket: bucket}] = value
 		}
 	}
-	return r, nil
+	return nil
 }
 
 // parseName reads "BenchmarkPerfScheduling/Stock/100Nodes/namespace-1".

@@ -6,6 +6,8 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -27,6 +29,11 @@ func result(podsPerSecond map[string]float64) []byte {
 	return fmt.Appendf(nil, `{"version": "v1", "dataItems": [%s]}`, strings.Join(items, ","))
 }
 
+// cpu is a file of stopwatch.write.
+const cpu = `{"version": "v1", "dataItems": [
+	{"data": {"Average": 4}, "unit": "ms", "labels": {"Metric": "CPUPerPod", "Name": "BenchmarkPerfScheduling/Stock/100Nodes"}},
+	{"data": {"Average": 6}, "unit": "ms", "labels": {"Metric": "CPUPerPod", "Name": "BenchmarkPerfScheduling/MIGMixed/100Nodes"}}]}`
+
 func TestMediansOverRunsAndRatiosWithinThem(t *testing.T) {
 	var runs []run
 	for _, rates := range []map[string]float64{
@@ -34,7 +41,10 @@ func TestMediansOverRunsAndRatiosWithinThem(t *testing.T) {
 		{"Stock/100Nodes": 200, "MIGMixed/100Nodes": 100},
 		{"Stock/100Nodes": 300, "MIGMixed/100Nodes": 60, "MIGOneSize/1000Nodes": 7},
 	} {
-		r, err := parseRun(result(rates))
+		dir := t.TempDir()
+		save(t, dir, "result.json", result(rates))
+		save(t, dir, "cpu.json", []byte(cpu))
+		r, err := readRun(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -44,14 +54,29 @@ func TestMediansOverRunsAndRatiosWithinThem(t *testing.T) {
 	if err := write(&out, runs); err != nil {
 		t.Fatal(err)
 	}
-	// 0.90, 0.50 and 0.20: the ratio of the medians would be 0.45.
-	want := `  nodes        case  pods/s  p50  Filter ms  Score ms  PreBind ms          ratio
-    100       Stock     200  201      1.500         -           -               
-    100    MIGMixed      90   91      1.500         -           -  0.50 of Stock
-   1000  MIGOneSize       7    8      1.500         -           -               
-`
-	if got := out.String(); got != want {
-		t.Errorf("write printed\n%s\nwant\n%s", got, want)
+	got := strings.Split(out.String(), "\n")
+	for i, want := range []string{
+		"nodes case pods/s p50 Filter ms Score ms PreBind ms CPU ms/pod pods/s ratio CPU ratio",
+		"100 Stock 200 201 1.500 - - 4.00",
+		"100 MIGMixed 90 91 1.500 - - 6.00 0.50 of Stock 1.50 of Stock", // 0.90, 0.50, 0.20; the medians' would be 0.45
+		"1000 MIGOneSize 7 8 1.500 - - -",
+	} {
+		if line := strings.Join(strings.Fields(got[i]), " "); line != want {
+			t.Errorf("line %d is %q, want %q", i, line, want)
+		}
+	}
+}
+
+func TestADirectoryWithoutResultsIsAnError(t *testing.T) {
+	if r, err := readRun(t.TempDir()); err == nil {
+		t.Errorf("readRun gave %v for an empty directory; want an error", r)
+	}
+}
+
+func save(t *testing.T, dir, name string, text []byte) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 
