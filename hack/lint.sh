@@ -33,7 +33,8 @@ tidy() { go mod tidy -diff && (cd test/perf && go mod tidy -diff); }
 
 check gofmt formatted
 check vet go vet ./...
-check staticcheck "$tools/staticcheck" ./...
+# What the standard generators write is not ours to change.
+check staticcheck "$tools/staticcheck" $(go list ./... | grep -v /pkg/generated/)
 check logcheck "$tools/logcheck" -check-contextual=true ./cmd/... ./pkg/...
 check tidy tidy
 check generate hack/generate.sh --check

@@ -32,7 +32,6 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	err := run(ctx, os.Args[1:], os.Stderr)
-	klog.Flush()
 	if errors.Is(err, flag.ErrHelp) {
 		return
 	}

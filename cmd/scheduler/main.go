@@ -18,10 +18,14 @@ import (
 )
 
 func main() {
+	os.Exit(cli.Run(app.NewSchedulerCommand(plugins()...)))
+}
+
+// plugins are those that this program has beside kube-scheduler's own.
+func plugins() []app.Option {
 	factory := &dynamicmig.Factory{Companion: startReaper}
-	command := app.NewSchedulerCommand(
+	return []app.Option{
 		app.WithPlugin(dynamicmig.Name, factory.New),
 		app.WithPlugin(dynamicmig.FitName, dynamicmig.NewFit),
-	)
-	os.Exit(cli.Run(command))
+	}
 }

@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -167,28 +168,26 @@ func (r *reaper) run(ctx context.Context, shared dynamicmig.Shared) {
 	}
 }
 
-// reap ends the refused pods of one node. Idempotent.
+// reap ends the refused pods of one node, as many as it can. Idempotent.
 func (r *reaper) reap(ctx context.Context, node string) error {
 	obj, ok, err := r.gpuNodes.GetByKey(node)
 	if err != nil || !ok {
 		return err
 	}
+	var failed []error
 	for _, entry := range obj.(*v1alpha1.GPUNode).Status.Pods {
 		if entry.Phase != v1alpha1.PodRefused {
 			continue
 		}
 		pod, err := r.pod(node, entry.UID)
+		if err == nil && pod != nil && pod.DeletionTimestamp == nil {
+			err = r.end(ctx, pod, entry.Reason)
+		}
 		if err != nil {
-			return err
-		}
-		if pod == nil || pod.DeletionTimestamp != nil {
-			continue
-		}
-		if err := r.end(ctx, pod, entry.Reason); err != nil {
-			return fmt.Errorf("ending pod %s: %w", klog.KObj(pod), err)
+			failed = append(failed, err)
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 func (r *reaper) pod(node string, uid types.UID) (*v1.Pod, error) {
@@ -227,8 +226,9 @@ func (r *reaper) end(ctx context.Context, pod *v1.Pod, reason string) error {
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil // another pod by now
 	}
-	if err == nil {
-		klog.FromContext(ctx).Info("Deleted a pod that could never start", "pod", klog.KObj(pod), "node", pod.Spec.NodeName, "reason", reason)
+	if err != nil {
+		return fmt.Errorf("ending pod %s: %w", klog.KObj(pod), err)
 	}
-	return err
+	klog.FromContext(ctx).Info("Deleted a pod that could never start", "pod", klog.KObj(pod), "node", pod.Spec.NodeName, "reason", reason)
+	return nil
 }

@@ -5,7 +5,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -54,6 +53,7 @@ type worker struct {
 
 	// Of the worker's goroutine only.
 	model    *geometry.Model // nil until the profiles have been read
+	reread   bool            // they are to be read anew
 	mode     nvml.MIGMode
 	modeWhy  string // why the wanted mode is not in force
 	hardware []nvml.Instance
@@ -188,112 +188,6 @@ func (w *worker) pass(ctx context.Context) time.Time {
 	return next
 }
 
-// look reads the hardware when it is time to, or when somebody asked for it.
-func (w *worker) look(ctx context.Context) {
-	w.mu.Lock()
-	stale, unread := w.stale, w.unread
-	w.stale, w.unread = false, false
-	w.mu.Unlock()
-	if unread {
-		w.model = nil
-	}
-	now := time.Now()
-	if !stale && now.Before(w.nextLook) {
-		return
-	}
-	w.failure = w.read(ctx)
-	if w.failure == nil {
-		w.failures = 0
-		w.nextLook = now.Add(w.timing.Check)
-		return
-	}
-	w.nextLook = now.Add(min(w.timing.RetryLeast<<min(w.failures, 16), w.timing.Check))
-	w.failures++
-	klog.FromContext(ctx).V(4).Info("Could not read the GPU", "err", w.failure)
-}
-
-// read reads profiles, mode and instances, and turns MIG mode on where it should be.
-func (w *worker) read(ctx context.Context) error {
-	if w.model == nil {
-		if err := w.readProfiles(ctx); err != nil {
-			return err
-		}
-	}
-	if err := w.readMode(ctx); err != nil {
-		return err
-	}
-	w.modeWhy = ""
-	if _, wanted := w.facts(); wanted == v1alpha1.ModeMIG && !w.mode.Current {
-		if err := w.turnOn(ctx); err != nil {
-			w.modeWhy = err.Error()
-		}
-	}
-	return w.list(ctx)
-}
-
-func (w *worker) readProfiles(ctx context.Context) error {
-	var profiles []nvml.Profile
-	err := w.call(ctx, "listing profiles", func(d nvml.Driver) (err error) {
-		profiles, err = d.Profiles(w.id)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	gpu, _ := w.facts()
-	model, err := modelOf(gpu.Name, profiles)
-	if err != nil {
-		return err
-	}
-	w.model = model
-	return nil
-}
-
-func (w *worker) readMode(ctx context.Context) error {
-	return w.call(ctx, "reading MIG mode", func(d nvml.Driver) (err error) {
-		w.mode, err = d.MIGMode(w.id)
-		return err
-	})
-}
-
-// turnOn turns MIG mode on, on GPUs that need no reset for it. The driver refuses
-// while anybody uses the GPU.
-func (w *worker) turnOn(ctx context.Context) error {
-	gpu, _ := w.facts()
-	if gpu.Architecture == nvml.Ampere {
-		return fmt.Errorf("MIG mode is off, and an Ampere GPU needs a reset to turn it on; stop what uses GPU %d, run nvidia-smi -i %d -mig 1 and reset it or reboot",
-			gpu.Index, gpu.Index)
-	}
-	err := w.call(ctx, "turning MIG mode on", func(d nvml.Driver) error { return d.SetMIGMode(w.id, true) })
-	switch {
-	case errors.Is(err, nvml.ErrInUse):
-		return fmt.Errorf("MIG mode is off and cannot be turned on while GPU %d is in use; stop what uses it", gpu.Index)
-	case errors.Is(err, nvml.ErrResetRequired):
-		return fmt.Errorf("MIG mode is stored and waits for a reset of GPU %d; reset it or reboot the node", gpu.Index)
-	case err != nil:
-		return err
-	}
-	klog.FromContext(ctx).V(2).Info("Turned MIG mode on")
-	return w.readMode(ctx)
-}
-
-// list reads the instances.
-func (w *worker) list(ctx context.Context) error {
-	if !w.mode.Current {
-		w.hardware = nil
-		return nil
-	}
-	var hardware []nvml.Instance
-	err := w.call(ctx, "listing instances", func(d nvml.Driver) (err error) {
-		hardware, err = d.Instances(w.id)
-		return err
-	})
-	if err == nil {
-		w.hardware = hardware
-	}
-	return err
-}
-
 // situation joins hardware, journal and wants; nil while the model is not known.
 func (w *worker) situation(ctx context.Context) *situation {
 	if w.model == nil {
@@ -362,119 +256,4 @@ func (w *worker) adopt(ctx context.Context, wants []want) {
 			klog.FromContext(ctx).V(2).Info("Adopted instance", "instance", in.UUID, "placement", span.Start, "profile", wants[i].profile)
 		}
 	})
-}
-
-// publish gives the results to the owners and the state to the report.
-func (w *worker) publish(s *situation) {
-	next := state{
-		model: w.model, mode: w.mode, modeWhy: w.modeWhy,
-		unhealthy: w.unhealthy(), lost: errors.Is(w.failure, nvml.ErrGPULost), instances: w.instances(s),
-	}
-	w.mu.Lock()
-	news, learned := !next.equal(&w.state), next.model != w.state.model
-	w.state = next
-	w.mu.Unlock()
-	if learned {
-		w.learned()
-	}
-	if s != nil {
-		w.owners.settle(string(w.id), w.results(s))
-	}
-	if news {
-		w.changed(false)
-	}
-}
-
-func (s *state) equal(other *state) bool {
-	return s.model == other.model && s.mode == other.mode && s.modeWhy == other.modeWhy &&
-		s.unhealthy == other.unhealthy && s.lost == other.lost && slices.Equal(s.instances, other.instances)
-}
-
-// unhealthy says why the GPU cannot be used. A call that fails now and then, as
-// during a reset, is no reason.
-func (w *worker) unhealthy() string {
-	switch {
-	case w.failure == nil:
-		return ""
-	case errors.Is(w.failure, nvml.ErrGPULost):
-		return "the GPU is lost; reset it or reboot the node"
-	case w.failures >= 3 || w.model == nil:
-		return w.failure.Error()
-	default:
-		return ""
-	}
-}
-
-// instances lists what is in the hardware.
-func (w *worker) instances(s *situation) []v1alpha1.Instance {
-	if s == nil {
-		return nil
-	}
-	var out []v1alpha1.Instance
-	for _, f := range s.found {
-		in := v1alpha1.Instance{
-			ProfileID: f.span.ProfileID, Start: f.span.Start, GI: int32(f.GI), CI: int32(f.CI), UUID: f.UUID,
-			State: v1alpha1.InstanceLive, PodUID: f.record.Owner,
-		}
-		switch {
-		case !f.ours:
-			in.State = v1alpha1.InstanceForeign
-		case f.idle() && w.stuck(f.span):
-			in.State = v1alpha1.InstanceStuck
-		case f.idle():
-			in.State = v1alpha1.InstanceIdle
-		}
-		out = append(out, in)
-	}
-	return out
-}
-
-// results says for each want what it has, or why it does not have it. A want that
-// is simply not served yet has neither.
-func (w *worker) results(s *situation) results {
-	r := results{made: map[want]made{}, trouble: map[want]trouble{}}
-	gpu, _ := w.facts()
-	for _, want := range s.wants {
-		i := slices.IndexFunc(s.found, func(f found) bool { return f.span == want.span && f.record.Owner == want.owner })
-		if i >= 0 && s.found[i].ready() {
-			f := s.found[i]
-			r.made[want] = made{gpuMinor: gpu.Minor, gi: f.GI, ci: f.CI, uuid: f.UUID, reused: w.reused[want.span]}
-			continue
-		}
-		if t, ok := w.troubles.all[task{span: want.span}]; ok {
-			r.trouble[want] = t
-		} else if why := w.whyNot(s, want); why != "" {
-			r.trouble[want] = trouble{tries: 3, reason: why}
-		}
-	}
-	return r
-}
-
-// whyNot says why nothing can be done for a want.
-func (w *worker) whyNot(s *situation, want want) string {
-	gpu, _ := w.facts()
-	switch st := s.serve(want); {
-	case w.unhealthy() != "":
-		return fmt.Sprintf("GPU %d: %s", gpu.Index, w.unhealthy())
-	case !w.mode.Current && w.modeWhy != "":
-		return fmt.Sprintf("GPU %d: %s", gpu.Index, w.modeWhy)
-	case !w.mode.Current:
-		return fmt.Sprintf("GPU %d: MIG mode is off", gpu.Index)
-	case st.act == rest && want.prepared && !want.terminating:
-		return fmt.Sprintf("%s on GPU %d at %d is blocked by an instance that the agent did not create", want.profile, gpu.Index, want.span.Start)
-	default:
-		return ""
-	}
-}
-
-// modelOf builds the geometry of a GPU from what NVML reports.
-func modelOf(name string, profiles []nvml.Profile) (*geometry.Model, error) {
-	list := make([]geometry.Profile, len(profiles))
-	for i, p := range profiles {
-		list[i] = geometry.Profile{
-			ID: geometry.ProfileID(p.ID), Name: p.Name, MemoryMiB: p.MemoryMiB, SMs: p.SMs,
-			ComputeSlices: p.ComputeSlices, Size: p.Size, Max: p.Max, Starts: p.Starts,
-		}
-	}
-	return geometry.NewModel(name, list)
 }

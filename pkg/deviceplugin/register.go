@@ -71,10 +71,9 @@ var errNoKubelet = errors.New("kubelet is not there")
 func (p *Plugin) register(ctx context.Context, watch *socketWatch) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.timing.register)
 	defer cancel()
-	kubelet := watch.identity() // before connecting: a newer one will differ
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", watch.path)
+	conn, kubelet, err := connect(ctx, watch)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoKubelet, err)
+		return nil, err
 	}
 	s, err := p.newSession(ctx, kubelet)
 	if err != nil {
@@ -96,6 +95,21 @@ func (p *Plugin) register(ctx context.Context, watch *socketWatch) (*session, er
 	}
 	s.stop()
 	return nil, err
+}
+
+// connect opens a connection to kubelet and says which socket it is to. One that was
+// replaced meanwhile is as good as none: taken for the new one, it would cost a
+// second registration, during which kubelet has no slots.
+func connect(ctx context.Context, watch *socketWatch) (net.Conn, os.FileInfo, error) {
+	kubelet := watch.identity()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", watch.path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", errNoKubelet, err)
+	}
+	if now := watch.identity(); now == nil || !sameSocket(kubelet, now) {
+		return nil, nil, errors.Join(errNoKubelet, conn.Close())
+	}
+	return conn, kubelet, nil
 }
 
 // callRegister calls kubelet on a connection, and closes it.

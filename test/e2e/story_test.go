@@ -4,6 +4,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/test/stack"
@@ -85,6 +87,9 @@ func TestWaitingPodRunsWhenAnotherEnds(t *testing.T) {
 	gone := time.Now()
 	agree(t, waitPod(t, waiting.Name, stack.Running))
 	t.Logf("running %v after the object was gone", time.Since(gone).Round(time.Millisecond))
+	for _, p := range pods { // together: one after the other takes a minute
+		_ = st.Kube.CoreV1().Pods(namespace).Delete(t.Context(), p.Name, metav1.DeleteOptions{})
+	}
 }
 
 // TestPodFirstNodeSecond: a pod that waited for a node runs when the node's agent
@@ -99,7 +104,7 @@ func TestPodFirstNodeSecond(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		remove(t, made.Name)
-		if err := st.Cluster.RemoveNode(t.Context(), "node2"); err != nil {
+		if err := st.Cluster.RemoveNode(context.WithoutCancel(t.Context()), "node2"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -151,11 +156,11 @@ func TestSeveralContainers(t *testing.T) {
 // TestRestartedContainerKeepsItsInstance: the second start gets the same instance.
 func TestRestartedContainerKeepsItsInstance(t *testing.T) {
 	pod := newPod("restart", "gpu=1 gpumem=4000")
-	pod.Spec.Containers[0].Command = []string{"sh", "-c", "[ -e /tmp/again ] || sleep 2; sleep 86400"}
+	pod.Spec.Containers[0].Command = []string{"sh", "-c", "until [ -e /tmp/end ]; do sleep 0.2; done"}
 	made := runs(t, pod)
 	before := uuids(t, made)
-	if _, err := st.Cluster.Kubectl(t.Context(), "exec", "-n", namespace, made.Name, "--", "sh", "-c", "kill -9 -1"); err != nil {
-		t.Logf("kill ended its own shell: %v", err)
+	if _, err := st.Cluster.Kubectl(t.Context(), "exec", "-n", namespace, made.Name, "--", "touch", "/tmp/end"); err != nil {
+		t.Fatal(err)
 	}
 	again := waitPod(t, made.Name, func(p *v1.Pod) bool {
 		return stack.Running(p) && p.Status.ContainerStatuses[0].RestartCount > 0

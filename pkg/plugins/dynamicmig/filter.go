@@ -131,7 +131,7 @@ func (pl *Plugin) NormalizeScore(_ context.Context, _ fwk.CycleState, _ *v1.Pod,
 // normalized maps rank 0..n-1, n-1 being the best, to 0..MaxNodeScore.
 func normalized(rank, n int) int64 {
 	if n == 1 {
-		return fwk.MaxNodeScore
+		return fwk.MaxScore
 	}
-	return fwk.MaxNodeScore * int64(rank) / int64(n-1)
+	return fwk.MaxScore * int64(rank) / int64(n-1)
 }

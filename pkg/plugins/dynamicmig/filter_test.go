@@ -357,6 +357,24 @@ func TestFilterFollowsTheSnapshotAndTheLedger(t *testing.T) {
 	})
 }
 
+// In a PodGroup cycle pods come and go without a new generation.
+func TestFilterSeesPodsThatKeepTheGeneration(t *testing.T) {
+	inRig(t, func(r *rig) {
+		b := report(t, "n", 1)
+		r.addNode(node("n").Obj(), b.GPUNode)
+		c := r.mustBegin(pod("p", "gpu=1").Obj())
+		if status := c.filter("n"); !status.IsSuccess() {
+			t.Fatal(status)
+		}
+		if err := r.snapshot.AssumePod(podInfo(t, b.on(pod("q", "gpu=1"), "7g.40gb@0").Obj())); err != nil {
+			t.Fatal(err)
+		}
+		if status := c.filter("n"); status.Code() != fwk.Unschedulable {
+			t.Errorf("Filter says %v, want Unschedulable", status)
+		}
+	})
+}
+
 func TestPodsWithoutOurResourcesAreSkippedEverywhere(t *testing.T) {
 	inRig(t, func(r *rig) {
 		r.addNode(node("n").Obj(), report(t, "n", 1).GPUNode)
@@ -432,7 +450,7 @@ func TestScorePrefersTheNodeThatKeepsMostOpen(t *testing.T) {
 		for _, s := range scores {
 			got[s.Name] = s.TotalScore
 		}
-		want := map[string]int64{"idle": 0, "idle-too": 0, "half": fwk.MaxNodeScore}
+		want := map[string]int64{"idle": 0, "idle-too": 0, "half": fwk.MaxScore}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("scores (-want +got):\n%s", diff)
 		}

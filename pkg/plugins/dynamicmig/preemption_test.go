@@ -34,6 +34,11 @@ func TestDryRunWithoutTheVictimFits(t *testing.T) {
 		if status := run(); !status.IsSuccess() {
 			t.Errorf("Filter without the victim says %v, want success", status)
 		}
+		other := dryRun.Snapshot() // as many pods as on the node itself, and another one
+		other.AddPodInfo(podInfo(t, pod("plain", "").Node("n").Obj()))
+		if status := c.framework.RunFilterPluginsWithNominatedPods(c.ctx, state, c.pod, other); !status.IsSuccess() {
+			t.Errorf("Filter with another pod in the victim's place says %v, want success", status)
+		}
 		dryRun.AddPodInfo(podInfo(t, victim)) // to see if it can be spared
 		if status := run(); status.Code() != fwk.Unschedulable {
 			t.Errorf("Filter with the victim back says %v, want Unschedulable", status)

@@ -1,0 +1,185 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/google/go-cmp/cmp"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
+	"k8s.io/kubernetes/pkg/scheduler"
+	"k8s.io/kubernetes/pkg/scheduler/apis/config"
+	"k8s.io/kubernetes/pkg/scheduler/apis/config/validation"
+	frameworkruntime "k8s.io/kubernetes/pkg/scheduler/framework/runtime"
+	"k8s.io/kubernetes/pkg/scheduler/profile"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/plugins/dynamicmig"
+)
+
+const shippedConfig = "../../manifests/base/scheduler/config.yaml"
+
+// shipped is the configuration that users get, read by kube-scheduler's own reader.
+func shipped(t *testing.T) *config.KubeSchedulerConfiguration {
+	t.Helper()
+	c, err := options.LoadConfigFromFile(klog.FromContext(t.Context()), shippedConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestShippedConfigIsValid(t *testing.T) {
+	c := shipped(t)
+	if err := validation.ValidateKubeSchedulerConfiguration(c); err != nil {
+		t.Error(err)
+	}
+	var names []string
+	for _, p := range c.Profiles {
+		names = append(names, p.SchedulerName)
+	}
+	if diff := cmp.Diff([]string{v1alpha1.SchedulerName, "default-scheduler"}, names); diff != "" {
+		t.Errorf("profiles (-want +got):\n%s", diff)
+	}
+	ours := c.Profiles[0]
+	if ours.PercentageOfNodesToScore == nil || *ours.PercentageOfNodesToScore != 100 {
+		t.Errorf("percentageOfNodesToScore of %s is %v, want 100: the best GPU may be on any node", ours.SchedulerName, ours.PercentageOfNodesToScore)
+	}
+	if c.ClientConnection.QPS != 1000 || c.ClientConnection.Burst != 2000 {
+		t.Errorf("clientConnection is %v/%v, want 1000/2000: the default is the bottleneck", c.ClientConnection.QPS, c.ClientConnection.Burst)
+	}
+}
+
+// The reader is strict, so that a slip in the file is found here and not in a
+// cluster.
+func TestConfigIsReadStrictly(t *testing.T) {
+	text, err := os.ReadFile(shippedConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slips := map[string][2]string{
+		"an unknown field":         {"percentageOfNodesToScore:", "percentOfNodesToScore:"},
+		"a field twice":            {"  qps: 1000", "  qps: 1000\n  qps: 50"},
+		"a field at a wrong level": {"  plugins:", "  multiPoint: {}\n  plugins:"},
+	}
+	for what, slip := range slips {
+		t.Run(what, func(t *testing.T) {
+			changed := strings.Replace(string(text), slip[0], slip[1], 1)
+			if changed == string(text) {
+				t.Fatalf("the file has no %q", slip[0])
+			}
+			path := filepath.Join(t.TempDir(), "config.yaml")
+			if err := os.WriteFile(path, []byte(changed), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := options.LoadConfigFromFile(klog.FromContext(t.Context()), path); err == nil {
+				t.Error("the configuration was read, want an error")
+			}
+		})
+	}
+}
+
+// unreachable is an API server that cannot be reached.
+type unreachable struct{}
+
+func (unreachable) RoundTrip(*http.Request) (*http.Response, error) {
+	return nil, errors.New("connection refused")
+}
+
+// build makes kube-scheduler as main does, with the shipped configuration.
+func build(t *testing.T) profile.Map {
+	t.Helper()
+	registry := frameworkruntime.Registry{}
+	for _, option := range plugins() {
+		if err := option(registry); err != nil {
+			t.Fatal(err)
+		}
+	}
+	client := fake.NewClientset()
+	recorders := profile.RecorderFactory(func(string) events.EventRecorderLogger { return events.NewFakeRecorder(100) })
+	s, err := scheduler.New(t.Context(), client, scheduler.NewInformerFactory(client, 0, nil), nil, recorders,
+		scheduler.WithKubeConfig(&rest.Config{Host: "http://api.invalid", Transport: unreachable{}}),
+		scheduler.WithProfiles(shipped(t).Profiles...),
+		scheduler.WithFrameworkOutOfTreeRegistry(registry))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Profiles
+}
+
+func names(set config.PluginSet) []string {
+	var out []string
+	for _, p := range set.Enabled {
+		out = append(out, p.Name)
+	}
+	return out
+}
+
+func TestProgramRunsTheShippedConfig(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		profiles := build(t)
+		ours, stock := profiles[v1alpha1.SchedulerName].ListPlugins(), profiles["default-scheduler"].ListPlugins()
+		for point, set := range map[string]config.PluginSet{
+			"PreFilter": ours.PreFilter, "Filter": ours.Filter, "PreScore": ours.PreScore, "Score": ours.Score,
+			"Reserve": ours.Reserve, "PreBind": ours.PreBind, "PostBind": ours.PostBind,
+		} {
+			if !contains(set, dynamicmig.Name) {
+				t.Errorf("%s of our profile has %v, want %s among them", point, names(set), dynamicmig.Name)
+			}
+		}
+		for point, set := range map[string]config.PluginSet{"PreFilter": ours.PreFilter, "Filter": ours.Filter} {
+			if !contains(set, dynamicmig.FitName) || contains(set, "NodeResourcesFit") {
+				t.Errorf("%s of our profile has %v, want %s in place of NodeResourcesFit", point, names(set), dynamicmig.FitName)
+			}
+		}
+		for _, spreads := range []string{dynamicmig.FitName, "NodeResourcesBalancedAllocation"} {
+			if contains(ours.Score, spreads) {
+				t.Errorf("Score of our profile has %s, which spreads where GPUs are to be packed", spreads)
+			}
+		}
+		for _, set := range []config.PluginSet{stock.PreFilter, stock.Filter, stock.Score, stock.PreBind} {
+			if contains(set, dynamicmig.Name) || contains(set, dynamicmig.FitName) {
+				t.Errorf("the stock profile has %v", names(set))
+			}
+		}
+		if !contains(stock.Filter, "NodeResourcesFit") {
+			t.Errorf("Filter of the stock profile has %v, want NodeResourcesFit among them", names(stock.Filter))
+		}
+	})
+}
+
+func TestOurWeightIsAboveAllOthersTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ours, others int32
+		for _, p := range build(t)[v1alpha1.SchedulerName].ListPlugins().Score.Enabled {
+			if p.Name == dynamicmig.Name {
+				ours = p.Weight
+			} else {
+				others += p.Weight
+			}
+		}
+		if ours <= others || others == 0 {
+			t.Errorf("DynamicMIG has weight %d, all others together %d; want more", ours, others)
+		}
+	})
+}
+
+func contains(set config.PluginSet, name string) bool {
+	for _, p := range set.Enabled {
+		if p.Name == name {
+			return true
+		}
+	}
+	return false
+}
