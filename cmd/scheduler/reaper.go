@@ -139,16 +139,13 @@ func (r *reaper) elector(shared dynamicmig.Shared) (*leaderelection.LeaderElecto
 	return elector, nil
 }
 
-// run works until ctx ends. What was queued while another replica led is looked
-// at again: a node's report tells everything.
+// run works until ctx ends. What was queued while another replica led is looked at
+// now, and what could not be finished stays queued for the next term.
 func (r *reaper) run(ctx context.Context, shared dynamicmig.Shared) {
 	r.term.Lock()
 	defer r.term.Unlock()
 	if !cache.WaitForCacheSync(ctx.Done(), shared.Pods.HasSynced, shared.GPUNodes.HasSynced) {
 		return
-	}
-	for _, name := range r.gpuNodes.ListKeys() {
-		r.queue.Add(name)
 	}
 	// Get blocks without regard to ctx; a pulse makes the loop look.
 	stop := context.AfterFunc(ctx, func() { r.queue.Add("") })
@@ -158,7 +155,7 @@ func (r *reaper) run(ctx context.Context, shared dynamicmig.Shared) {
 		if shutdown {
 			return
 		}
-		if err := r.reap(ctx, name); err != nil && ctx.Err() == nil {
+		if err := r.reap(ctx, name); err != nil {
 			klog.FromContext(ctx).Error(err, "Reaping is tried again", "node", name)
 			r.queue.AddRateLimited(name)
 		} else {

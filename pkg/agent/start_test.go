@@ -13,6 +13,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clienttesting "k8s.io/client-go/testing"
@@ -168,6 +169,51 @@ func TestWithoutAPIServerKnownPodsArePreparedAndNothingIsDestroyed(t *testing.T)
 			t.Error("Prepare(gone) = nil, want an error: the pod is gone")
 		}
 	})
+}
+
+func TestNothingIsUndoneBeforeAllPodsHaveBeenSeen(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		for call, times := range map[string]int{sim.CallCreateComputeInstance: 1, sim.CallDestroyGPUInstance: -1} {
+			if err := b.node.AddFault(sim.Fault{Call: call, Code: "UNKNOWN", Times: times}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})
+		b.expect(0, "2g.10gb@0(GI only)")
+		b.remove("a")
+		b.rest()
+		b.stop()
+		if err := b.node.ClearFaults(); err != nil {
+			t.Fatal(err)
+		}
+		reconnect := b.cutOff()
+		b.start()
+		b.sleep(time.Minute)
+		b.expect(0, "2g.10gb@0(GI only)")
+		reconnect()
+		b.sleep(3 * time.Minute)
+		b.expect(0, "")
+	})
+}
+
+func TestPodThatIsNotAdmittedYetOwnsItsPlacements(t *testing.T) {
+	s := newOwners(nodeName, &journal{content: newContent()}, newEvents(nodeName), func(bool) {})
+	allocation := `{"version":1,"node":"node1","podUID":"u","containers":{"main":[{"gpu":"g","mig":{"profileID":14,"profile":"2g.10gb","start":0,"size":2,"memoryMiB":1}}]}}`
+	s.sync([]*v1.Pod{{
+		ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "u", Annotations: map[string]string{v1alpha1.AnnotationAllocation: allocation}},
+		Spec: v1.PodSpec{NodeName: nodeName, Containers: []v1.Container{{Name: "main", Resources: v1.ResourceRequirements{
+			Limits: v1.ResourceList{v1alpha1.ResourceGPU: resource.MustParse("1")},
+		}}}},
+	}})
+	if wants := s.wants("g"); len(wants) != 0 {
+		t.Errorf("wants are %v before the hardware is known, want none", wants)
+	}
+	if s.unowned(v1alpha1.Span{GPU: "g", ProfileID: 14, Start: 0, Size: 2}) {
+		t.Error("the pod's placement counts as unowned")
+	}
+	if !s.unowned(v1alpha1.Span{GPU: "g", ProfileID: 14, Start: 2, Size: 2}) {
+		t.Error("a placement of nobody does not count as unowned")
+	}
 }
 
 func TestUnknownPodIsWaitedFor(t *testing.T) {

@@ -234,7 +234,7 @@ func (w *worker) destroy(ctx context.Context, f *found) error {
 		return err
 	}
 	delete(w.reused, f.span)
-	klog.FromContext(ctx).V(2).Info("Destroyed instance", "profile", w.name(f), "placement", f.Start,
+	klog.FromContext(ctx).V(2).Info("Destroyed instance", "profile", w.profileName(f.Profile), "placement", f.Start,
 		"instance", f.UUID, "duration", time.Since(began))
 	return nil
 }

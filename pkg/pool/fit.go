@@ -83,12 +83,33 @@ func (v *View) best(w geometry.Want) (best Assigned, found bool) {
 		if !g.Offered {
 			continue
 		}
-		c, ok := g.Catalogue.Fit(v.occupied[i], w)
+		c, ok := v.first(i, w)
 		if ok && (!found || score(c) < score(best.Choice)) {
 			best, found = Assigned{GPU: i, Choice: c}, true
 		}
 	}
 	return best, found
+}
+
+// first is the preferred choice on one GPU.
+func (v *View) first(gpu int, w geometry.Want) (first geometry.Choice, found bool) {
+	if g := &v.Node.GPUs[gpu]; len(g.avoided) == 0 {
+		return g.Catalogue.Fit(v.occupied[gpu], w)
+	}
+	v.choices(gpu, v.occupied[gpu], w, func(c geometry.Choice) bool {
+		first, found = c, true
+		return false
+	})
+	return first, found
+}
+
+// choices yields the choices on one GPU in a state, preferred ones first, without
+// those that are avoided.
+func (v *View) choices(gpu int, o geometry.Occupancy, w geometry.Want, yield func(geometry.Choice) bool) {
+	g := &v.Node.GPUs[gpu]
+	g.Catalogue.Choices(o, w, func(c geometry.Choice) bool {
+		return !v.regardless && slices.Contains(g.avoided, c.Placed) || yield(c)
+	})
 }
 
 // search is one depth-first search over the devices of a request.
@@ -176,8 +197,10 @@ func (s *search) candidates(w geometry.Want) []Assigned {
 		if _, again := tried[this]; again || !g.Offered {
 			continue
 		}
-		tried[this] = struct{}{}
-		g.Catalogue.Choices(s.occupied[i], w, func(c geometry.Choice) bool {
+		if len(g.avoided) == 0 {
+			tried[this] = struct{}{}
+		}
+		s.view.choices(i, s.occupied[i], w, func(c geometry.Choice) bool {
 			out = append(out, Assigned{GPU: i, Choice: c})
 			return true
 		})

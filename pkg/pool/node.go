@@ -5,6 +5,7 @@ package pool
 
 import (
 	"fmt"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -31,7 +32,12 @@ type GPU struct {
 	Why       string // why not, when not Offered
 
 	blocked geometry.Occupancy // Foreign and Stuck instances
+	avoided []geometry.Placed  // not to be chosen, though free: see Pool.Avoid
 }
+
+// Avoided lists the placements that are not to be chosen though they may be free:
+// see Pool.Avoid.
+func (g *GPU) Avoided() []geometry.Placed { return g.avoided }
 
 // NodeOf reads a GPUNode. The error names the object and the field; such a node
 // offers nothing.
@@ -96,6 +102,24 @@ func offered(in *v1alpha1.GPU) (bool, string) {
 	default:
 		return true, ""
 	}
+}
+
+// avoiding is the node that avoids the holders' placements; the node itself when
+// there are none.
+func (n *Node) avoiding(holders []*Holder) *Node {
+	if len(holders) == 0 {
+		return n
+	}
+	out := *n
+	out.GPUs = slices.Clone(n.GPUs)
+	for _, h := range holders {
+		for _, s := range h.Spans {
+			if i, ok := n.index[s.GPU]; ok {
+				out.GPUs[i].avoided = append(out.GPUs[i].avoided, s.Placed)
+			}
+		}
+	}
+	return &out
 }
 
 // Refused reports whether the node's agent has given a pod up.

@@ -6,6 +6,7 @@ package pool
 import (
 	"fmt"
 	"iter"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -26,6 +27,7 @@ type Pool struct {
 	mu      sync.RWMutex // guards what follows
 	nodes   map[string]*entry
 	broken  map[string]error            // GPUNodes that cannot be read
+	avoided map[string][]*Holder        // by node: see Avoid
 	models  map[*geometry.Catalogue]int // GPUs offered, by catalogue
 	largest int                         // most devices of any node
 }
@@ -33,7 +35,9 @@ type Pool struct {
 // entry is a node with its two newest views: nominated pods make kube-scheduler
 // ask for each node twice, with them and without.
 type entry struct {
-	node  *Node
+	report *Node // without what is avoided
+	node   *Node
+
 	views [2]atomic.Pointer[keyedView]
 	next  atomic.Uint32
 }
@@ -55,11 +59,12 @@ type keyedView struct {
 // New returns an empty pool.
 func New(opts Options) *Pool {
 	return &Pool{
-		Ledger: NewLedger(),
-		opts:   opts,
-		nodes:  map[string]*entry{},
-		broken: map[string]error{},
-		models: map[*geometry.Catalogue]int{},
+		Ledger:  NewLedger(),
+		opts:    opts,
+		nodes:   map[string]*entry{},
+		broken:  map[string]error{},
+		avoided: map[string][]*Holder{},
+		models:  map[*geometry.Catalogue]int{},
 	}
 }
 
@@ -77,9 +82,34 @@ func (p *Pool) Update(obj *v1alpha1.GPUNode) error {
 		p.broken[obj.Name] = err
 		return err
 	}
-	p.nodes[obj.Name] = &entry{node: node}
+	p.nodes[obj.Name] = &entry{report: node, node: node.avoiding(p.avoided[obj.Name])}
 	p.count(node, 1)
 	return nil
+}
+
+// Avoid keeps h's placements out of new choices until again is called. A node's
+// agent has refused them, so something stands there that no report shows yet.
+func (p *Pool) Avoid(h Holder) (again func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.avoided[h.Node] = append(p.avoided[h.Node], &h)
+	p.applyAvoided(h.Node)
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		left := slices.DeleteFunc(p.avoided[h.Node], func(other *Holder) bool { return other == &h })
+		if p.avoided[h.Node] = left; len(left) == 0 {
+			delete(p.avoided, h.Node)
+		}
+		p.applyAvoided(h.Node)
+	}
+}
+
+// applyAvoided replaces a node after a change of avoided. Its views go with it.
+func (p *Pool) applyAvoided(name string) {
+	if e, ok := p.nodes[name]; ok {
+		p.nodes[name] = &entry{report: e.report, node: e.report.avoiding(p.avoided[name])}
+	}
 }
 
 // Remove drops a node; idempotent.

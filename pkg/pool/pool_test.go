@@ -508,6 +508,40 @@ func TestPossible(t *testing.T) {
 	}
 }
 
+// TestAvoidedPlacementsAreNotChosen until they may be again.
+func TestAvoidedPlacementsAreNotChosen(t *testing.T) {
+	p := New(Options{})
+	obj := gpuNode(t, "A100-40GB", 1)
+	if err := p.Update(obj); err != nil {
+		t.Fatal(err)
+	}
+	none := func(func(*v1.Pod) bool) {}
+	small := func() string { return fit(t, p.CachedView("n", Key{}, none), pod("p").wants("c", "gpu=1 gpumem=4000")) }
+	first := small()
+	var start int
+	if _, err := fmt.Sscanf(first, "1g.5gb@%d:GPU-0", &start); err != nil {
+		t.Fatalf("before: %s: %v", first, err)
+	}
+	again := p.Avoid(Holder{Node: "n", Spans: []Held{{GPU: "GPU-0", Placed: geometry.Placed{Profile: 19, Start: start}, Size: 1}}})
+	for _, when := range []string{"avoided", "after another report"} {
+		if got := small(); got == first || !strings.HasPrefix(got, "1g.5gb@") {
+			t.Errorf("%s: %s, want another start than %d", when, got, start)
+		}
+		whole := fit(t, p.CachedView("n", Key{}, none), pod("p").wants("c", "gpu=1"))
+		if want := "7g.40gb@0:GPU-0"; whole != want {
+			t.Errorf("%s: another profile over it = %s, want %s", when, whole, want)
+		}
+		if err := p.Update(obj); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again()
+	again()
+	if got := small(); got != first {
+		t.Errorf("when it may be again: %s, want %s", got, first)
+	}
+}
+
 func ptr[T any](v T) *T { return &v }
 
 // TestCachedViewFollowsEveryChange: generation alone does not name a view (I4).

@@ -25,6 +25,10 @@ type View struct {
 	// contested is set when a nominated pod found no room: whoever is under test
 	// must yield to it.
 	contested bool
+
+	// regardless of what is avoided: the view answers what is possible, not what is
+	// to be chosen now.
+	regardless bool
 }
 
 // Scope says what counts besides the pods given.
@@ -220,7 +224,7 @@ func (v *View) Occupied(gpu int) geometry.Occupancy { return v.occupied[gpu] }
 
 // idle is the node without any pod.
 func (n *Node) idle() *View {
-	v := &View{Node: n, occupied: make([]geometry.Occupancy, len(n.GPUs))}
+	v := n.bare()
 	for i := range n.GPUs {
 		v.occupied[i] = n.GPUs[i].blocked
 	}
@@ -229,5 +233,5 @@ func (n *Node) idle() *View {
 
 // bare is the node without any pod and without instances of others.
 func (n *Node) bare() *View {
-	return &View{Node: n, occupied: make([]geometry.Occupancy, len(n.GPUs))}
+	return &View{Node: n, occupied: make([]geometry.Occupancy, len(n.GPUs)), regardless: true}
 }

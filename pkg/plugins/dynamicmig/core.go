@@ -25,9 +25,10 @@ import (
 // core is what all profiles of a process share: the pool, fed by the pod and
 // GPUNode informers.
 type core struct {
-	pool    *pool.Pool
-	binding *bindings
-	logger  klog.Logger
+	pool     *pool.Pool
+	binding  *bindings
+	refusals *refusals
+	logger   klog.Logger
 
 	activator fwk.Handle
 	pods      cache.SharedIndexInformer
@@ -57,6 +58,7 @@ func newCore(ctx context.Context, args Args, client versioned.Interface, handle 
 		pods:      handle.SharedInformerFactory().Core().V1().Pods().Informer(),
 		gpuNodes:  externalversions.NewSharedInformerFactory(client, 0).Dynamig().V1alpha1().GPUNodes().Informer(),
 	}
+	c.refusals = newRefusals(c)
 	if err := c.start(ctx); err != nil {
 		return nil, err
 	}
@@ -189,6 +191,7 @@ func (c *core) onGPUNode(obj *v1alpha1.GPUNode) {
 		c.logger.Error(err, "GPUNode cannot be used", "node", obj.Name)
 		return
 	}
+	c.refusals.note(obj)
 	if after, err := c.pool.Node(obj.Name); err == nil && after != nil {
 		c.wake(before, after)
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
@@ -68,6 +69,7 @@ func TestEachReasonHasAnEventThatCuresIt(t *testing.T) {
 	}
 	b := report(t, "n", 1)
 	q := b.on(pod("q", "gpu=1"), "7g.40gb@0").Obj()
+	small := b.on(pod("small", "gpu=1 gpumem=4000"), "1g.5gb@0").Obj()
 	nominee := func(priority int32) *st.PodWrapper { return pod("nominee", "gpu=1").Priority(priority) }
 	old := node("n").UID("uid-of-old-n").Obj()
 	cases := []struct {
@@ -126,9 +128,23 @@ func TestEachReasonHasAnEventThatCuresIt(t *testing.T) {
 			reason: "node(s) had no free MIG placement for a whole GPU", pod: pod("p", "gpu=1"), // for a pod that is then refused
 			setup: func(f *fixture) {
 				f.addNode(node("n").Obj(), b.GPUNode)
+				f.running(small)
+			},
+			cure: func(f *fixture) { f.report(b.refused(small, "no room").GPUNode) },
+		}, {
+			reason: "node(s) had no free MIG placement for a whole GPU", pod: pod("p", "gpu=1"), // and at the very same placement, which is avoided for a while
+			setup: func(f *fixture) {
+				f.addNode(node("n").Obj(), b.GPUNode)
 				f.running(q)
 			},
-			cure: func(f *fixture) { f.report(b.refused(q, "GPU lost").GPUNode) },
+			cure: func(f *fixture) {
+				f.report(b.refused(q, "no room").GPUNode)
+				if got := f.attempt(f.pod, "n"); got == "" {
+					f.Error("a placement that was just refused is chosen again")
+				}
+				time.Sleep(avoidFor) // of the bubble's clock
+				f.settle()
+			},
 		}, {
 			reason: "node(s) had foreign or stuck MIG instances in the way of a whole GPU", pod: pod("p", "gpu=1"),
 			setup: func(f *fixture) {

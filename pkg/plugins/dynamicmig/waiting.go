@@ -75,7 +75,8 @@ func (p *prospect) differs(q *prospect) bool {
 	}
 	for i := range p.node.GPUs {
 		a, b := &p.node.GPUs[i], &q.node.GPUs[i]
-		if a.ID != b.ID || a.Catalogue != b.Catalogue || a.Offered != b.Offered || p.view.Occupied(i) != q.view.Occupied(i) {
+		if a.ID != b.ID || a.Catalogue != b.Catalogue || a.Offered != b.Offered ||
+			p.view.Occupied(i) != q.view.Occupied(i) || !slices.Equal(a.Avoided(), b.Avoided()) {
 			return true
 		}
 	}
