@@ -5,17 +5,15 @@
 // scheduler does without them. It runs upstream's scheduler_perf: one process with
 // a real API server, the scheduler and the load, and a real etcd.
 //
-//	Stock                 stock profile; pods ask for a plain extended resource
-//	MIGMixed              the shipped profile; pods ask for MIG instances of three sizes
-//	MIGMixedNoNomination  the same without the feature gate that makes kube-scheduler
-//	                      write status.nominatedNodeName before PreBind
-//	StockBatched          stock profile without default topology spread, equal pods:
-//	                      upstream's opportunistic batching can place many from one list
-//	MIGOneSize            the shipped profile, equal pods, so that batching can help, too
+//	Stock         stock profile; pods ask for a plain extended resource
+//	MIGMixed      as shipped; pods ask for MIG instances of three sizes
+//	StockBatched  stock profile without default topology spread, equal pods:
+//	              opportunistic batching can place many from one list
+//	MIGOneSize    as shipped, equal pods, so that batching can help here, too
 //
-// The first three belong together, and so do the last two: they have equal nodes,
-// equally many pods, and equally many that are alike. What an agent would do (reports
-// that change, CPU on nodes) is not part of it.
+// MIGMixed is to be compared with Stock, MIGOneSize with StockBatched: the pairs
+// have equal nodes, equally many pods, and equally many that are alike. What an
+// agent would do (reports that change, CPU on nodes) is not part of it.
 //
 // API server, scheduler and load share the processors, so that each further write
 // of the scheduler takes pods per second from itself.

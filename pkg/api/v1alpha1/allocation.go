@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -90,6 +89,7 @@ func decode(text string) (Allocation, error) {
 	var version struct {
 		Version int `json:"version"`
 	}
+	// Unmarshal also refuses text behind the object, which a Decoder would not see.
 	if err := json.Unmarshal([]byte(text), &version); err != nil {
 		return Allocation{}, err
 	}
@@ -101,9 +101,6 @@ func decode(text string) (Allocation, error) {
 	var a Allocation
 	if err := dec.Decode(&a); err != nil {
 		return Allocation{}, err
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return Allocation{}, errors.New("text follows the JSON object")
 	}
 	return a, nil
 }

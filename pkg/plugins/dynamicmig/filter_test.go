@@ -415,46 +415,60 @@ func TestFilterWithoutPreFilterIsAnError(t *testing.T) {
 	})
 }
 
-func TestScorePrefersTheNodeThatKeepsMostOpen(t *testing.T) {
-	inRig(t, func(r *rig) {
-		var nodes []fwk.NodeInfo
-		for _, name := range []string{"idle", "idle-too", "half", "oversize"} {
-			b := report(t, name, 1)
-			r.addNode(node(name).Obj(), b.GPUNode)
-			switch name {
-			case "half":
-				r.running(b.on(pod("h", "gpu=1 gpumem=20000"), "3g.20gb@0").Obj())
-			case "oversize": // only 4g.20gb is left for a request of 20000 MiB
-				small, _, _ := b.parse("1g.5gb@0")
-				large, _, _ := b.parse("4g.20gb@0")
-				exact, _, _ := b.parse("3g.20gb@0")
-				r.report(b.change(func(s *v1alpha1.GPUNodeStatus) {
-					s.Models[0].Rule, s.Models[0].Allowed = v1alpha1.RuleAllowlist, []int32{small.ID, exact.ID, large.ID}
-				}).GPUNode)
-				r.running(b.on(pod("o", "gpu=1 gpumem=20000"), "3g.20gb@4").Obj())
-			}
-		}
-		r.refresh()
-		for _, name := range []string{"idle", "idle-too", "half"} {
-			nodes = append(nodes, r.nodeInfo(name))
-		}
-		c := r.mustBegin(pod("p", "gpu=1 gpumem=20000").Obj())
-		if status := c.framework.RunPreScorePlugins(c.ctx, c.state, c.pod, nodes); !status.IsSuccess() {
-			t.Fatal(status)
-		}
-		scores, status := c.framework.RunScorePlugins(c.ctx, c.state, c.pod, nodes)
-		if !status.IsSuccess() {
-			t.Fatal(status)
-		}
-		got := map[string]int64{}
-		for _, s := range scores {
-			got[s.Name] = s.TotalScore
-		}
-		want := map[string]int64{"idle": 0, "idle-too": 0, "half": fwk.MaxScore}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("scores (-want +got):\n%s", diff)
-		}
-	})
+func TestScoreRanksNodes(t *testing.T) {
+	half := []string{"3g.20gb@0"}
+	cases := []struct {
+		name  string
+		wants string
+		nodes map[string][]string // what pods hold there
+		want  map[string]int64
+	}{
+		{
+			name: "the node that keeps most open comes first, equal ones rank equally", wants: "gpu=1 gpumem=20000",
+			nodes: map[string][]string{"half": half, "idle": nil, "idle-too": nil},
+			want:  map[string]int64{"half": 100, "idle": 0, "idle-too": 0},
+		}, {
+			name: "exactly what was asked for comes before a larger profile on a fuller node", wants: "gpu=1 gpumem=4000",
+			nodes: map[string][]string{"oversize": half, "exact": nil},
+			want:  map[string]int64{"oversize": 0, "exact": 100},
+		}, {
+			name: "several devices on one node", wants: "gpu=2 gpumem=20000",
+			nodes: map[string][]string{"idle": nil, "idle-too": nil},
+			want:  map[string]int64{"idle": 100, "idle-too": 100},
+		},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			inRig(t, func(r *rig) {
+				var nodes []fwk.NodeInfo
+				for name, held := range c.nodes {
+					b := report(t, name, 1).templates("7x1g.5gb", "2x3g.20gb")
+					r.addNode(node(name).Obj(), b.GPUNode)
+					if held != nil {
+						r.running(b.on(pod("on-"+name, "gpu=1 gpumem=20000"), held...).Obj())
+					}
+				}
+				for name := range c.nodes {
+					nodes = append(nodes, r.nodeInfo(name))
+				}
+				cy := r.mustBegin(pod("p", c.wants).Obj())
+				if status := cy.framework.RunPreScorePlugins(cy.ctx, cy.state, cy.pod, nodes); !status.IsSuccess() {
+					t.Fatal(status)
+				}
+				scores, status := cy.framework.RunScorePlugins(cy.ctx, cy.state, cy.pod, nodes)
+				if !status.IsSuccess() {
+					t.Fatal(status)
+				}
+				got := map[string]int64{}
+				for _, s := range scores {
+					got[s.Name] = s.TotalScore
+				}
+				if diff := cmp.Diff(c.want, got); diff != "" {
+					t.Errorf("scores (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
 }
 
 // What NormalizeScore is for: raw scores are far outside of 0..100.

@@ -23,7 +23,6 @@ import (
 var cases = []struct{ name, against string }{
 	{name: "Stock"},
 	{name: "MIGMixed", against: "Stock"},
-	{name: "MIGMixedNoNomination", against: "Stock"},
 	{name: "StockBatched"},
 	{name: "MIGOneSize", against: "StockBatched"},
 }
