@@ -127,10 +127,11 @@ type Agent struct {
 
 	mu        sync.Mutex // guards what follows
 	workers   map[nvml.GPUID]*worker
-	inventory *inventory // nil until the GPUs have been listed
-	trouble   string     // why they cannot be listed
-	settings  *settings  // nil until a configuration was good
-	invalid   string     // what is wrong with the newest configuration
+	retired   map[nvml.GPUID]*worker // stopped, though a driver call may still run
+	inventory *inventory             // nil until the GPUs have been listed
+	trouble   string                 // why they cannot be listed
+	settings  *settings              // nil until a configuration was good
+	invalid   string                 // what is wrong with the newest configuration
 }
 
 // New reads the journal. What it learns from it holds until the API server has
@@ -159,6 +160,7 @@ func New(settings Config) (*Agent, error) {
 		dirty:      make(chan struct{}, 1),
 		urgent:     make(chan struct{}, 1),
 		workers:    map[nvml.GPUID]*worker{},
+		retired:    map[nvml.GPUID]*worker{},
 	}
 	a.owners = newOwners(settings.Node, j, a.events, a.ownersChanged)
 	return a, nil
@@ -190,7 +192,12 @@ func (a *Agent) Run(ctx context.Context, slots Slots) error {
 		return nil
 	})
 	if files := a.configFiles(); len(files) > 0 {
-		g.Go(func() error { return a.watch(ctx, files, func() { a.reload(ctx) }) })
+		g.Go(func() error {
+			if err := a.watch(ctx, files, func() { a.reload(ctx) }); err != nil {
+				return fmt.Errorf("%w; make the directory, or correct --device-config and --node-config", err)
+			}
+			return nil
+		})
 	}
 	err := g.Wait()
 	return errors.Join(err, a.journal.commit(), a.session.close())

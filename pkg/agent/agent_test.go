@@ -147,8 +147,8 @@ func TestIdleInstanceIsNotReusedWhileSomebodyUsesIt(t *testing.T) {
 		},
 		{
 			name: "a process with an open capability device",
-			hold: func(b *bench, _ sim.Instance) { b.opener = 4712 },
-			free: func(b *bench, _ sim.Instance) { b.opener = 0 },
+			hold: func(b *bench, _ sim.Instance) { b.opener.Store(4712) },
+			free: func(b *bench, _ sim.Instance) { b.opener.Store(0) },
 			want: "in use: process 4712 has its capability device open",
 		},
 	}
@@ -430,6 +430,9 @@ func TestPodsThatTheSchedulerDidNotPlaceAreToldWhatToDo(t *testing.T) {
 	}{
 		{"of another scheduler", pod{scheduler: "default-scheduler"},
 			"pod default/a asks for nvidia.com/gpu but was not placed by dynamig-scheduler; set spec.schedulerName: dynamig-scheduler"},
+		{"of another scheduler, with somebody's annotation", pod{scheduler: "default-scheduler", mutate: func(p *v1.Pod) {
+			p.Annotations = map[string]string{v1alpha1.AnnotationAllocation: `{"version":1}`}
+		}}, "was not placed by dynamig-scheduler"},
 		{"bound by hand", pod{}, "pod default/a asks for nvidia.com/gpu but was bound without the annotation dynamig.io/allocation"},
 		{"static", pod{mutate: func(p *v1.Pod) { p.Annotations = map[string]string{annotationConfigSource: "file"} }}, "is a static pod"},
 	}
@@ -667,6 +670,28 @@ func TestStopDoesNotWaitForEverForACall(t *testing.T) {
 			t.Errorf("stopping took %s", took)
 		}
 		close(release)
+	})
+}
+
+func TestGPUThatIsExcludedAndBackHasOneWorkerStill(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		release := make(chan struct{})
+		running := 0
+		b.wrapCreate(func() {
+			if running++; running > 1 {
+				t.Error("two calls for one GPU at the same time")
+			}
+			<-release
+			running--
+		})
+		b.restart()
+		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})
+		b.reconfigure(`{"nodeconfig": [{"name": "node1", "operatingmode": "mig", "filterdevices": {"index": [0]}}]}`)
+		b.reconfigure(nodeConfig)
+		b.sleep(time.Minute)
+		close(release)
+		b.mustPrepare("a")
+		b.expect(0, "2g.10gb@0")
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -66,7 +67,7 @@ type bench struct {
 	power    *power
 
 	wrap   func(nvml.Driver) nvml.Driver // around each session; nil = none
-	opener int                           // process that has every device open; 0 = none
+	opener atomic.Int64                  // process that has every device open; 0 = none
 	timing Timing
 
 	agent  *Agent
@@ -174,10 +175,10 @@ func (b *bench) open(devices []DeviceNumber) ([]int, error) {
 	if len(devices) != 2 {
 		return nil, fmt.Errorf("asked for %v, want the devices of GPU instance and compute instance", devices)
 	}
-	if b.opener == 0 {
-		return nil, nil
+	if pid := int(b.opener.Load()); pid != 0 {
+		return []int{pid}, nil
 	}
-	return []int{b.opener}, nil
+	return nil, nil
 }
 
 // hold makes a process use an instance; PID 0 is a handle that NVML does not show.

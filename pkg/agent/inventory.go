@@ -187,6 +187,7 @@ func (a *Agent) employ(ctx context.Context, inv *inventory, gpus []nvml.GPU, ent
 	for id, w := range a.workers {
 		if !employed[id] {
 			w.stop()
+			a.retired[id] = w
 			delete(a.workers, id)
 		}
 	}
@@ -210,6 +211,10 @@ func (a *Agent) workerFor(ctx context.Context, gpu nvml.GPU, mode string, newSes
 		kick: make(chan struct{}, 1), first: make(chan struct{}), done: make(chan struct{}),
 		troubles: troubles{least: a.config.Timing.RetryLeast, most: a.config.Timing.RetryMost, all: map[task]trouble{}},
 		reused:   map[v1alpha1.Span]bool{},
+	}
+	if old := a.retired[gpu.ID]; old != nil {
+		w.after = old.done
+		delete(a.retired, gpu.ID)
 	}
 	a.workers[gpu.ID] = w
 	go w.run(ctx)

@@ -218,7 +218,7 @@ func (s *owners) see(pod *v1.Pod) {
 	case o.Refused != "":
 	case o.placed():
 		s.compare(o, text)
-	case text == "":
+	case text == "" || pod.Spec.SchedulerName != v1alpha1.SchedulerName:
 		s.leaveUnplaced(o)
 	default:
 		s.decide(o, text)

@@ -172,13 +172,16 @@ func (a *Agent) forgetLoss(f *findings) {
 	if f.lost == "" || f.inventory == nil || len(f.inventory.gpus) == 0 || len(f.foreign()) > 0 {
 		return
 	}
-	a.journal.change(func(c *content) {
+	known := true
+	a.journal.read(func(c *content) {
 		for i := range f.inventory.gpus {
-			if !c.Adopted[string(f.inventory.gpus[i].ID)] || f.states[i].model == nil || f.states[i].unhealthy != "" {
-				return
-			}
+			known = known && c.Adopted[string(f.inventory.gpus[i].ID)] && f.states[i].model != nil && f.states[i].unhealthy == ""
 		}
-		c.Lost = ""
-		clear(c.Adopted)
 	})
+	if known {
+		a.journal.change(func(c *content) {
+			c.Lost = ""
+			clear(c.Adopted)
+		})
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -132,13 +133,14 @@ func TestWithoutJournalARunningPodGoesBeforeAnOlderOne(t *testing.T) {
 
 // cutOff makes the API server fail every call, until the returned function is called.
 func (b *bench) cutOff() (reconnect func()) {
-	away := true
+	var away atomic.Bool
+	away.Store(true)
 	fail := func(clienttesting.Action) (bool, runtime.Object, error) {
-		return away, nil, errors.New("no route to host")
+		return away.Load(), nil, errors.New("no route to host")
 	}
 	b.client.PrependReactor("*", "*", fail)
 	b.gpuNodes.PrependReactor("*", "*", fail)
-	return func() { away = false }
+	return func() { away.Store(false) }
 }
 
 func TestWithoutAPIServerKnownPodsArePreparedAndNothingIsDestroyed(t *testing.T) {
@@ -201,7 +203,7 @@ func TestPodThatIsNotAdmittedYetOwnsItsPlacements(t *testing.T) {
 	allocation := `{"version":1,"node":"node1","podUID":"u","containers":{"main":[{"gpu":"g","mig":{"profileID":14,"profile":"2g.10gb","start":0,"size":2,"memoryMiB":1}}]}}`
 	s.sync([]*v1.Pod{{
 		ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "u", Annotations: map[string]string{v1alpha1.AnnotationAllocation: allocation}},
-		Spec: v1.PodSpec{NodeName: nodeName, Containers: []v1.Container{{Name: "main", Resources: v1.ResourceRequirements{
+		Spec: v1.PodSpec{NodeName: nodeName, SchedulerName: v1alpha1.SchedulerName, Containers: []v1.Container{{Name: "main", Resources: v1.ResourceRequirements{
 			Limits: v1.ResourceList{v1alpha1.ResourceGPU: resource.MustParse("1")},
 		}}}},
 	}})
@@ -213,6 +215,29 @@ func TestPodThatIsNotAdmittedYetOwnsItsPlacements(t *testing.T) {
 	}
 	if !s.unowned(v1alpha1.Span{GPU: "g", ProfileID: 14, Start: 2, Size: 2}) {
 		t.Error("a placement of nobody does not count as unowned")
+	}
+}
+
+func TestStopInTheMiddleOfACallLosesNothing(t *testing.T) {
+	for _, call := range []string{
+		sim.CallCreateGPUInstance, sim.CallCreateComputeInstance, sim.CallDestroyComputeInstance, sim.CallDestroyGPUInstance, sim.CallInstances, sim.CallProcesses,
+	} {
+		t.Run(call, func(t *testing.T) {
+			onBench(t, func(t *testing.T, b *bench) {
+				b.bind(pod{name: "old", devices: b.on(0, "1g.5gb@1")})
+				b.mustPrepare("old")
+				b.remove("old")
+				if err := b.node.DelayCall(call, 1, 3*time.Second); err != nil {
+					t.Fatal(err)
+				}
+				b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})
+				b.rest()
+				b.restart()
+				b.mustPrepare("a")
+				b.expect(0, "2g.10gb@0")
+				b.expectText("GPU 0", b.reported(0), "2g.10gb@0:Live/uid-a")
+			})
+		})
 	}
 }
 
@@ -307,10 +332,11 @@ func (d *hanging) Profiles(id nvml.GPUID) ([]nvml.Profile, error) {
 
 func TestFullDiskDelaysPodsAndLosesNothing(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
-		full := true
+		var full atomic.Bool
+		full.Store(true)
 		replace := b.agent.journal.replace
 		b.agent.journal.replace = func(path string, text []byte) error {
-			if full {
+			if full.Load() {
 				return errors.New("no space left on device")
 			}
 			return replace(path, text)
@@ -319,7 +345,7 @@ func TestFullDiskDelaysPodsAndLosesNothing(t *testing.T) {
 		b.sleep(10 * time.Second)
 		b.expect(0, "")
 		b.expectText("phase", b.phaseOf("a"), "Failing: writing journal: no space left on device")
-		full = false
+		full.Store(false)
 		b.mustPrepare("a")
 	})
 }

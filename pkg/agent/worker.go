@@ -41,6 +41,7 @@ type worker struct {
 	kick  chan struct{} // with room for one
 	first chan struct{} // closed after the first pass
 	done  chan struct{} // closed when run has returned
+	after chan struct{} // run begins when it is closed: the GPU had a worker before; may be nil
 
 	mu      sync.Mutex // guards what follows
 	gpu     nvml.GPU
@@ -82,6 +83,13 @@ const maxSteps = 100
 func (w *worker) run(ctx context.Context) {
 	defer close(w.done)
 	ctx = klog.NewContext(ctx, klog.LoggerWithValues(klog.FromContext(ctx), "gpu", w.id))
+	if w.after != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.after:
+		}
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var first sync.Once
@@ -167,9 +175,12 @@ func (w *worker) call(ctx context.Context, what string, f func(nvml.Driver) erro
 func (w *worker) pass(ctx context.Context) time.Time {
 	w.look(ctx)
 	for range maxSteps {
+		if ctx.Err() != nil {
+			break // what is known of the hardware may be older than the last step
+		}
 		s := w.situation(ctx)
 		w.publish(s)
-		if w.failure != nil || s == nil || ctx.Err() != nil {
+		if w.failure != nil || s == nil {
 			break
 		}
 		st := s.next()

@@ -76,7 +76,8 @@ func (r *podResources) run(ctx context.Context, gap time.Duration) error {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxListBytes)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			// Kubelet restarts; its socket is local, so a retry costs nothing.
-			Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 2, MaxDelay: time.Second},
+			Backoff:           backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 2, MaxDelay: time.Second},
+			MinConnectTimeout: listTimeout, // else an attempt is cut off after BaseDelay
 		}))
 	if err != nil {
 		return fmt.Errorf("using PodResources socket %s: %w", r.socket, err)

@@ -83,7 +83,11 @@ func TestPodResourcesCallsAreShared(t *testing.T) {
 	n.mu.Unlock()
 	result := make(chan error)
 	go func() { _, err := n.plugin.holders.list(context.Background()); result <- err }()
-	<-inCall
+	select {
+	case <-inCall:
+	case err := <-result:
+		t.Fatalf("list returned %v without a call", err)
+	}
 	impatient, cancel := context.WithCancel(context.Background())
 	cancel()
 	for range 50 {
