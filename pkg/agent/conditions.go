@@ -13,10 +13,6 @@ import (
 	"github.com/dynamig/dynamig/pkg/geometry"
 )
 
-// conditionJournalLost is True when the agent began without a journal and there
-// are instances of which it therefore cannot know whether they are its own.
-const conditionJournalLost = "JournalLost"
-
 // Reasons of conditions.
 const (
 	reasonOffering          = "Offering"
@@ -41,7 +37,7 @@ func (f *findings) conditions() []metav1.Condition {
 		{v1alpha1.ConditionConfigInvalid, reasonConfigInvalid, lines(f.invalid)},
 		{v1alpha1.ConditionConfigMismatch, "Mismatch", f.mismatches()},
 		{v1alpha1.ConditionForeignInstances, "Found", f.foreign()},
-		{conditionJournalLost, "Rebuilt", f.lostJournal()},
+		{v1alpha1.ConditionJournalLost, "Rebuilt", f.lostJournal()},
 		{v1alpha1.ConditionModePending, "Pending", f.modesPending()},
 	} {
 		condition := metav1.Condition{Type: c.kind, Status: metav1.ConditionFalse, Reason: reasonNone}

@@ -64,8 +64,8 @@ func TestWithoutJournalPodsInstancesAreAdoptedAndOthersLeftAlone(t *testing.T) {
 				b.start()
 
 				b.expectText("GPU 0", b.reported(0), "2g.10gb@0:Live/uid-a 1g.5gb@4:Foreign")
-				b.expectText("condition", b.condition(conditionJournalLost), "True Rebuilt: The agent began without its journal: ")
-				b.expectText("condition", b.condition(conditionJournalLost), c.want)
+				b.expectText("condition", b.condition(v1alpha1.ConditionJournalLost), "True Rebuilt: The agent began without its journal: ")
+				b.expectText("condition", b.condition(v1alpha1.ConditionJournalLost), c.want)
 				b.bind(pod{name: "b", devices: b.on(0, "3g.20gb@4")})
 				b.expectText("phase of b", b.phaseOf("b"), "Refused")
 				b.mustPrepare("a")
@@ -77,10 +77,10 @@ func TestWithoutJournalPodsInstancesAreAdoptedAndOthersLeftAlone(t *testing.T) {
 				}
 				// What it was is still so after another start, and clears with its cause.
 				b.restart()
-				b.expectText("condition", b.condition(conditionJournalLost), "True")
+				b.expectText("condition", b.condition(v1alpha1.ConditionJournalLost), "True")
 				b.destroyed(0, "1g.5gb@4")
 				b.sleep(11 * time.Second)
-				b.expectText("condition", b.condition(conditionJournalLost), "False None")
+				b.expectText("condition", b.condition(v1alpha1.ConditionJournalLost), "False None")
 				b.remove("a")
 				b.bind(pod{name: "c", devices: b.on(0, "1g.5gb@0")})
 				b.mustPrepare("c")
@@ -105,7 +105,7 @@ func TestCorruptJournalIsKept(t *testing.T) {
 
 func TestFirstStartSaysNothingOfAJournal(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
-		b.expectText("condition", b.condition(conditionJournalLost), "False None: ")
+		b.expectText("condition", b.condition(v1alpha1.ConditionJournalLost), "False None: ")
 		lost := "?"
 		b.agent.journal.read(func(c *content) { lost = c.Lost })
 		if lost != "" {

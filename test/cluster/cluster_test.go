@@ -105,8 +105,16 @@ func wantNothingLeft(t *testing.T, cfg Config, interfaces []string) {
 	if len(found) > 0 {
 		t.Errorf("left behind:\n  %s", strings.Join(found, "\n  "))
 	}
-	if got := interfaceNames(t); !slices.Equal(got, interfaces) {
-		t.Errorf("network interfaces are %v; before the cluster they were %v", got, interfaces)
+	// Another cluster may be adding a pod: its new interface has no bridge for a moment.
+	var now []string
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if now = interfaceNames(t); slices.Equal(now, interfaces) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("network interfaces are %v; before the cluster they were %v", now, interfaces)
+			break
+		}
 	}
 	entries, err := os.ReadDir(cfg.Dir)
 	if err != nil {
@@ -119,15 +127,26 @@ func wantNothingLeft(t *testing.T, cfg Config, interfaces []string) {
 	}
 }
 
+// interfaceNames lists the machine's interfaces without those of clusters that are
+// not this test's, such as a demo that is up.
 func interfaceNames(t *testing.T) []string {
 	t.Helper()
+	others := func(bridge string) bool {
+		return strings.HasPrefix(bridge, "tc-") && !strings.HasPrefix(bridge, "tc-ct")
+	}
 	all, err := net.Interfaces()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var names []string
 	for _, i := range all {
-		names = append(names, i.Name)
+		master, err := os.Readlink("/sys/class/net/" + i.Name + "/master")
+		if err != nil {
+			master = "" // of none, or gone since
+		}
+		if !others(i.Name) && !others(filepath.Base(master)) {
+			names = append(names, i.Name)
+		}
 	}
 	slices.Sort(names)
 	return names

@@ -354,6 +354,9 @@ const (
 	ConditionConfigMismatch = "ConfigMismatch"
 	// ConditionForeignInstances: somebody else has cut instances.
 	ConditionForeignInstances = "ForeignInstances"
+	// ConditionJournalLost: the agent began without a journal, and there are
+	// instances of which it cannot tell whose they are.
+	ConditionJournalLost = "JournalLost"
 	// ConditionModePending: a MIG mode change waits for a GPU reset.
 	ConditionModePending = "ModePending"
 )
