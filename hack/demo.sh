@@ -6,6 +6,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=$1 base=$2
+case $what in
+up | once | stop) ;;
+*) echo "DEMO is \"$what\"; use up or once." >&2; exit 1 ;;
+esac
+if ! [[ $base =~ ^[0-9]+$ ]] || [ "$base" -lt 1024 ] || [ "$base" -gt 65000 ]; then
+	echo "PORT_BASE is \"$base\"; use a number from 1024 to 65000, such as PORT_BASE=17000 make demo." >&2
+	exit 1
+fi
 run() { .build/bin/demo --repo . --build .build --port-base "$base" "$@"; }
 
 if [ "$what" = stop ]; then
@@ -21,8 +29,4 @@ fi
 hack/preflight.sh $(seq "$base" $((base + 4)))
 hack/build-tools.sh
 hack/build.sh
-case $what in
-up) run ;;
-once) run --once ;;
-*) echo "DEMO is \"$what\"; use up or once." >&2; exit 1 ;;
-esac
+if [ "$what" = once ]; then run --once; else run; fi

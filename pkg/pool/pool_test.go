@@ -577,6 +577,24 @@ func TestCachedViewFollowsEveryChange(t *testing.T) {
 	}
 }
 
+// TestViewCallsNothingUnderItsLock: the pods come from the scheduler, whose queue
+// calls hints, which build views, under its own lock.
+func TestViewCallsNothingUnderItsLock(t *testing.T) {
+	l := NewLedger()
+	node, err := NodeOf(gpuNode(t, "A100-40GB", 1), &Catalogues{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.View(node, func(yield func(*v1.Pod) bool) {
+		if !l.mu.TryLock() {
+			t.Error("the ledger is locked while the caller's iterator runs")
+			return
+		}
+		l.mu.Unlock()
+		yield(pod("x").wants("c", "gpu=1").Pod)
+	}, Scope{Ledger: LedgerUnbound}, Options{})
+}
+
 // TestLedgerTransitions runs random operations against a plain model.
 func TestLedgerTransitions(t *testing.T) {
 	rng := rand.New(rand.NewSource(2))

@@ -65,9 +65,17 @@ func (s LedgerScope) includes(h *Holder) bool {
 // valid annotation; or without any, holding slots but no spans.
 func (l *Ledger) View(node *Node, pods iter.Seq[*v1.Pod], scope Scope, opts Options) *View {
 	b := builder{node: node, occupied: node.idle().occupied, opts: opts}
+	// The caller's iterator may take locks, such as the scheduling queue's, whose
+	// holders wait for this one: nothing foreign runs under it.
+	var there []*v1.Pod
+	for pod := range pods {
+		if pod.UID != scope.Except && Wants(pod) {
+			there = append(there, pod)
+		}
+	}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	seen := b.addPods(l.pods, pods, scope.Except)
+	seen := b.addPods(l.pods, there)
 	for uid, h := range l.nodes[node.Name] {
 		if _, ok := seen[uid]; !ok && uid != scope.Except && scope.Ledger.includes(h) && !b.gaveUp(h) {
 			b.add(h.Spans)
@@ -92,12 +100,9 @@ type placedPod struct {
 }
 
 // addPods adds the node's pods and returns their UIDs.
-func (b *builder) addPods(ledger map[types.UID]*Holder, pods iter.Seq[*v1.Pod], except types.UID) map[types.UID]struct{} {
-	seen := map[types.UID]struct{}{}
-	for pod := range pods {
-		if pod.UID == except || !Wants(pod) {
-			continue
-		}
+func (b *builder) addPods(ledger map[types.UID]*Holder, pods []*v1.Pod) map[types.UID]struct{} {
+	seen := make(map[types.UID]struct{}, len(pods))
+	for _, pod := range pods {
 		seen[pod.UID] = struct{}{}
 		spans, hypothetical := b.spansOf(ledger, pod)
 		if hypothetical {

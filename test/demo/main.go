@@ -45,7 +45,9 @@ func main() {
 	}
 	var err error
 	if *stop {
-		err = cluster.Down(ctx, cfg.Cluster)
+		if err = cluster.Down(ctx, cfg.Cluster); err == nil {
+			fmt.Println("The demo's cluster is gone; its logs stay in", filepath.Join(cfg.Cluster.Dir, "log"))
+		}
 	} else {
 		err = run(ctx, cfg, *once)
 	}
@@ -81,7 +83,7 @@ func run(ctx context.Context, cfg stack.Config, once bool) (err error) {
   export KUBECONFIG=%s PATH=%s:$PATH
   kubectl get gpunodes
   kubectl get pods -o wide
-  kubectl delete pod small-1
+  kubectl delete pod small-2
   kubectl create -f examples/small-pod.yaml
 
 Remove it with: make demo-stop

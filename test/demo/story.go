@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -167,7 +168,13 @@ func (st story) createSmall(ctx context.Context, name string) error {
 
 // kubectl runs a command, showing it and what it prints.
 func (st story) kubectl(ctx context.Context, args ...string) error {
-	fmt.Printf("$ kubectl %s\n", strings.Join(args, " "))
+	shown := slices.Clone(args)
+	for i, arg := range shown {
+		if strings.ContainsAny(arg, " *") {
+			shown[i] = "'" + arg + "'"
+		}
+	}
+	fmt.Printf("$ kubectl %s\n", strings.Join(shown, " "))
 	out, err := st.Cluster.Kubectl(ctx, args...)
 	fmt.Printf("%s\n", out)
 	return err

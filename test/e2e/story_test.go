@@ -87,8 +87,55 @@ func TestWaitingPodRunsWhenAnotherEnds(t *testing.T) {
 	gone := time.Now()
 	agree(t, waitPod(t, waiting.Name, stack.Running))
 	t.Logf("running %v after the object was gone", time.Since(gone).Round(time.Millisecond))
-	for _, p := range pods { // together: one after the other takes a minute
-		_ = st.Kube.CoreV1().Pods(namespace).Delete(t.Context(), p.Name, metav1.DeleteOptions{})
+	deleteAll(t, slices.Delete(pods, 3, 4)) // together: one after the other takes a minute
+}
+
+// TestPlainPodOfOurScheduler: a pod without GPUs is nobody's business but the stock
+// plugins'.
+func TestPlainPodOfOurScheduler(t *testing.T) {
+	made := waitPod(t, create(t, newPod("plain", "")).Name, stack.Running)
+	if _, ok := made.Annotations[v1alpha1.AnnotationAllocation]; ok {
+		t.Error("the pod has an allocation")
+	}
+}
+
+// TestManyPodsEndAtOnce: deletions wake waiting pods by hints, which look at what
+// Reserve is changing at the same moment. Nobody waits for ever.
+func TestManyPodsEndAtOnce(t *testing.T) {
+	const rounds, each = 3, 14 // as many as the node holds
+	for round := range rounds {
+		var now, next []*v1.Pod
+		for range each {
+			now = append(now, create(t, newPod("now", "gpu=1 gpumem=4000")))
+		}
+		for _, p := range now {
+			waitPod(t, p.Name, stack.Running)
+		}
+		for range each {
+			next = append(next, create(t, newPod("next", "gpu=1 gpumem=4000")))
+		}
+		for _, p := range next {
+			unscheduled(t, p.Name)
+		}
+		deleteAll(t, now)
+		for _, p := range next {
+			waitPod(t, p.Name, stack.Running)
+		}
+		t.Logf("round %d of %d", round+1, rounds)
+		deleteAll(t, next)
+		for _, p := range append(now, next...) {
+			remove(t, p.Name)
+		}
+	}
+}
+
+// deleteAll deletes pods without waiting for each.
+func deleteAll(t *testing.T, pods []*v1.Pod) {
+	t.Helper()
+	for _, p := range pods {
+		if err := st.Kube.CoreV1().Pods(namespace).Delete(t.Context(), p.Name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -36,9 +36,16 @@ func (pl *Plugin) PreBindPreFlight(_ context.Context, cs fwk.CycleState, _ *v1.P
 // PreBind publishes the choice: one patch of the pod's annotation, for this UID
 // only. The pod given is the scheduler's cached one and is not written to. It ends
 // when ctx is cancelled or the pod is deleted.
+//
+// It also comes for pods without our resources: the framework asks
+// PreBindPreFlight only where NominatedNodeNameForExpectation is on, and we ship it
+// off (kubernetes pkg/scheduler/schedule_one.go:412-430).
 func (pl *Plugin) PreBind(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, nodeName string) *fwk.Status {
 	s, err := readState(cs)
-	if err != nil || s.chosen == nil {
+	if err != nil {
+		return nil
+	}
+	if s.chosen == nil {
 		return fwk.AsStatus(fmt.Errorf("publishing the allocation of pod %s: nothing was reserved", klog.KObj(pod)))
 	}
 	ctx, done := pl.binding.start(ctx, pod.UID)
