@@ -67,7 +67,8 @@ func wantsFor(m *Model, entries []Entry) []Want {
 	}
 	for _, e := range entries {
 		if e.MemoryMiB > 0 {
-			base = append(base, Want{MemoryMiB: e.MemoryMiB}, Want{MemoryMiB: e.MemoryMiB + 1}, Want{MemoryMiB: e.MemoryMiB, Cores: 30, Percent: 60})
+			base = append(base, Want{MemoryMiB: e.MemoryMiB}, Want{MemoryMiB: e.MemoryMiB + 1}, Want{MemoryMiB: e.MemoryMiB, Cores: 30, Percent: 60},
+				Want{MemoryMiB: e.MemoryMiB, Full: true}, Want{MemoryMiB: e.MemoryMiB + 1, Full: true, Percent: 30})
 		}
 	}
 	var wants []Want

@@ -187,6 +187,9 @@ func (c *slowCatalogue) adequate(e Entry, w Want) bool {
 	if w.Profile == "" && c.rule != RuleTemplates && p.Special() {
 		return false
 	}
+	if w.MemoryMiB > 0 && c.memory(e, w) < w.MemoryMiB {
+		return false
+	}
 	if w.Full && w.Profile == "" {
 		return !p.Special() && p.Size == c.model.MemorySlices()
 	}
@@ -195,13 +198,7 @@ func (c *slowCatalogue) adequate(e Entry, w Want) bool {
 		cores = 100 * p.ComputeSlices / c.model.ComputeSlices()
 	}
 	share := float64(w.Percent) * float64(c.model.MemorySlices()) / 100
-	switch {
-	case cores < w.Cores:
-		return false
-	case w.MemoryMiB > 0:
-		return c.memory(e, w) >= w.MemoryMiB
-	}
-	return float64(p.Size) >= share
+	return cores >= w.Cores && float64(p.Size) >= share
 }
 
 // smaller orders entries by memory, then compute slices, then plain ones first.

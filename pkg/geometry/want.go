@@ -3,18 +3,16 @@
 
 package geometry
 
-// Want is what one device of a request needs. Zero fields ask for nothing, and a
-// zero Want takes the smallest there is.
+// Want is what one device of a request needs. All that is set must hold; zero
+// fields ask for nothing, and a zero Want takes the smallest there is.
 type Want struct {
 	MemoryMiB int // at least so much
-	// Percent of the GPU's memory slices, rounded up to whole ones; read when
-	// MemoryMiB is 0.
-	Percent int
-	Cores   int // at least so many percent of the GPU's compute
-	// Full asks for the whole GPU as one instance, whatever its memory and cores.
+	Percent   int // of the GPU's memory slices, rounded up to whole ones
+	Cores     int // at least so many percent of the GPU's compute
+	// Full asks for the whole GPU as one instance, which has all of its slices and
+	// cores, whatever they are.
 	Full bool
-	// Profile asks for exactly this profile, by name. Full is then not read; the
-	// other fields must hold as well.
+	// Profile asks for exactly this profile, by name. Full is then not read.
 	Profile string
 	// Strict compares MemoryMiB with what NVML reports, not with the file.
 	Strict bool
@@ -48,9 +46,7 @@ func (q *query) resolve(c *Catalogue, w Want) bool {
 	if w.Strict {
 		q.by = reported
 	}
-	if w.MemoryMiB <= 0 && w.Percent > 0 {
-		q.slices = (w.Percent*c.model.grid.MemorySlices + 99) / 100
-	}
+	q.slices = (max(w.Percent, 0)*c.model.grid.MemorySlices + 99) / 100
 	switch {
 	case w.Profile != "":
 		p, ok := c.model.ByName(w.Profile)
@@ -79,10 +75,10 @@ func (q *query) adequate(o *offer) bool {
 	switch {
 	case q.profile >= 0 && o.profile != q.profile, o.named && q.want.Profile == "":
 		return false
-	case q.want.Full && q.want.Profile == "":
-		return true
 	case o.memory[q.by] < q.want.MemoryMiB: // unknown memory is 0
 		return false
+	case q.want.Full && q.want.Profile == "":
+		return true
 	}
 	return o.size >= q.slices && o.entry.Cores >= q.want.Cores
 }

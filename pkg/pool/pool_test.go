@@ -248,6 +248,16 @@ func TestParse(t *testing.T) {
 			want: []geometry.Want{{MemoryMiB: 2000, Oversize: true}, {MemoryMiB: 9000, Oversize: true}},
 		},
 		{
+			name: "an init container with memory, the rest a whole GPU",
+			pod:  pod("a").wants("c", "gpu=1").init("i", "gpu=1 gpumem=9000"),
+			want: []geometry.Want{{MemoryMiB: 9000, Full: true, Oversize: true}},
+		},
+		{
+			name: "an init container with a share, the rest with memory",
+			pod:  pod("a").wants("c", "gpu=1 gpumem=4000").init("i", "gpu=1 gpumem-percentage=50 gpucores=20"),
+			want: []geometry.Want{{MemoryMiB: 4000, Percent: 50, Cores: 20, Oversize: true}},
+		},
+		{
 			name: "gpumem without gpu", pod: pod("a").wants("c", "gpumem=8000"),
 			err: `container "c" asks for nvidia.com/gpumem without nvidia.com/gpu; add the limit nvidia.com/gpu: 1`,
 		},
@@ -315,6 +325,16 @@ func TestFitFollowsTheFile(t *testing.T) {
 			on:   []podBuilder{pod("x").wants("c", "gpu=1 gpumem=4000").on(t, node, "1g.5gb@0")},
 			pod:  pod("p").wants("c", "gpu=2"),
 			want: "node(s) had no free MIG placement for 2 x a whole GPU",
+		},
+		{
+			name: "a device that an init container had is enough for both: half a GPU, not a small one",
+			pod:  pod("p").wants("c", "gpu=1 gpumem=4000").init("i", "gpu=1 gpumem-percentage=50"),
+			want: "3g.20gb@4:GPU-0",
+		},
+		{
+			name: "a whole GPU with more memory than the model has",
+			pod:  pod("p").wants("c", "gpu=1").init("i", "gpu=1 gpumem=50000"),
+			want: "node(s) cannot be cut into a whole GPU and 50000 MiB",
 		},
 		{
 			name: "another mode only",

@@ -169,7 +169,7 @@ func (b *requestBuilder) add(c *v1.Container) ([]int, error) {
 	return taken, nil
 }
 
-// larger is a want that satisfies both.
+// larger is a want that satisfies both, by the rule that all that is set must hold.
 func larger(a, b geometry.Want) geometry.Want {
 	a.MemoryMiB = max(a.MemoryMiB, b.MemoryMiB)
 	a.Percent = max(a.Percent, b.Percent)
@@ -229,22 +229,18 @@ func firstAsked(c *v1.Container) v1.ResourceName {
 
 // Describe says in words what one device must be.
 func Describe(w geometry.Want) string {
-	var text string
-	switch {
-	case w.Profile != "":
+	if w.Profile != "" {
 		return "profile " + w.Profile
-	case w.Full:
-		return "a whole GPU"
-	case w.MemoryMiB > 0:
-		text = fmt.Sprintf("%d MiB", w.MemoryMiB)
-	case w.Percent > 0:
-		text = fmt.Sprintf("%d%% of a GPU's memory", w.Percent)
 	}
-	if w.Cores > 0 {
-		if text != "" {
-			text += " and "
+	var parts []string
+	add := func(asked bool, format string, args ...any) {
+		if asked {
+			parts = append(parts, fmt.Sprintf(format, args...))
 		}
-		text += fmt.Sprintf("%d%% of a GPU's cores", w.Cores)
 	}
-	return text
+	add(w.Full, "a whole GPU")
+	add(w.MemoryMiB > 0, "%d MiB", w.MemoryMiB)
+	add(w.Percent > 0, "%d%% of a GPU's memory", w.Percent)
+	add(w.Cores > 0 && !w.Full, "%d%% of a GPU's cores", w.Cores)
+	return strings.Join(parts, " and ")
 }
