@@ -9,4 +9,4 @@ export CGO_ENABLED=0 GOTOOLCHAIN=local
 began=$SECONDS
 mkdir -p .build/bin
 go build -o .build/bin/ ./cmd/... ./test/demo
-echo "scheduler, nodeagent, simgpu, testcluster, demo ... $((SECONDS - began))s"
+echo "scheduler, nodeagent, kubectl-mig, simgpu, testcluster, demo ... $((SECONDS - began))s"

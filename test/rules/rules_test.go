@@ -93,6 +93,12 @@ func TestDependencyRules(t *testing.T) {
 			func(p string) bool { return !under(p, "k8s.io/kubelet", module+"/pkg/deviceplugin", module+"/pkg/cdi") },
 		},
 		{
+			"kubectl-mig links neither k8s.io/kubernetes nor cgo, NVML or the plugin", "./cmd/kubectl-mig",
+			func(p string) bool {
+				return p != "runtime/cgo" && !under(p, "k8s.io/kubernetes", "github.com/NVIDIA", module+"/pkg/plugins", module+"/pkg/nvml", module+"/pkg/agent")
+			},
+		},
+		{
 			"the scheduler never links cgo", "./cmd/scheduler",
 			func(p string) bool { return p != "runtime/cgo" && !under(p, "github.com/NVIDIA") },
 		},
