@@ -14,6 +14,7 @@ var (
 	ErrNoPermission          = errors.New("no permission")                              // 4
 	ErrNotFound              = errors.New("not found")                                  // 6
 	ErrDriverNotLoaded       = errors.New("NVIDIA driver is not loaded")                // 9, 12, 18
+	ErrTimeout               = errors.New("nothing happened in time")                   // 10: of Events.Wait
 	ErrGPULost               = errors.New("GPU is lost")                                // 15
 	ErrResetRequired         = errors.New("a GPU reset is required")                    // 16
 	ErrInUse                 = errors.New("in use")                                     // 19

@@ -15,6 +15,8 @@
 // nvml knows GPUs. It does not know pods, kubelet or Kubernetes.
 package nvml
 
+import "time"
+
 // GPUID is a GPU's UUID as NVML prints it, "GPU-<uuid>".
 type GPUID string
 
@@ -83,6 +85,32 @@ type Instance struct {
 // Whole reports whether the instance can be used by a container.
 func (i Instance) Whole() bool { return i.CI != NoCI && i.UUID != "" }
 
+// WholeGPU stands for a GPU instance id where the whole GPU is meant.
+const WholeGPU = -1
+
+// Event is an XID error that the driver reports. What the number means, and
+// which numbers are the application's own fault, is for the caller to know.
+type Event struct {
+	GPU GPUID
+	XID int // such as 13 or 79
+	GI  int // GPU instance, WholeGPU when it is not tied to one
+	CI  int // compute instance, NoCI with WholeGPU
+}
+
+// Events are the XID errors of some GPUs from the moment on at which they were
+// asked for. They belong to the session that they came from.
+type Events interface {
+	// Wait returns the oldest event that was not returned yet, waiting for it at
+	// most so long: ErrTimeout when there is none by then. ErrGPULost when one of
+	// the GPUs is lost, once its events are returned: ask each GPU which one it
+	// is, and ask for the events of the others. ErrUninitialized when the session
+	// is lost or closed. For one caller at a time.
+	Wait(timeout time.Duration) (Event, error)
+
+	// Close ends them, and must not be called while Wait runs.
+	Close() error
+}
+
 // Process is a compute client that NVML reports. Its absence does not prove that
 // nobody holds the instance: NVML lists CUDA clients only, not open handles.
 type Process struct {
@@ -137,8 +165,13 @@ type Driver interface {
 	// gone. Success may come while the driver still lists it: list again.
 	DestroyGPUInstance(id GPUID, gi int) error
 
-	// Processes lists the compute clients of GPU instance gi.
+	// Processes lists the compute clients of GPU instance gi, with WholeGPU those
+	// of the GPU and of all its instances.
 	Processes(id GPUID, gi int) ([]Process, error)
+
+	// Events asks for the XID errors of some GPUs, at least one. ErrNotSupported
+	// when a GPU reports none: then only failing calls show what is wrong with it.
+	Events(ids ...GPUID) (Events, error)
 
 	// Close ends the session.
 	Close() error

@@ -102,6 +102,28 @@ func (b *bench) create(id nvml.GPUID, p nvml.ProfileID, start int) nvml.Instance
 	return b.createCI(id, b.createGI(id, p, start).GI)
 }
 
+// events asks for events; a GPU may have none.
+func (b *bench) events(ids ...nvml.GPUID) nvml.Events {
+	b.Helper()
+	events, err := b.Events(ids...)
+	if errors.Is(err, nvml.ErrNotSupported) {
+		b.Skip("the GPU reports no events")
+	}
+	b.must(err)
+	b.Cleanup(func() { events.Close() })
+	return events
+}
+
+// raiser is the driver's own, for cases that need one.
+func (b *bench) raiser() XIDRaiser {
+	b.Helper()
+	raiser, ok := b.Driver.(XIDRaiser)
+	if !ok {
+		b.Skip("the driver under test cannot raise XIDs")
+	}
+	return raiser
+}
+
 func (b *bench) destroy(in nvml.Instance) {
 	b.Helper()
 	b.must(b.DestroyComputeInstance(in.GPU, in.GI, in.CI))

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -25,6 +26,13 @@ import (
 type Holder interface {
 	// HoldInstance makes an invisible client use GPU instance gi until release.
 	HoldInstance(id nvml.GPUID, gi int) (release func() error, err error)
+}
+
+// XIDRaiser is implemented by drivers under test that can let hardware fail.
+// Without it the cases about events that come are skipped.
+type XIDRaiser interface {
+	// XID has the driver report an XID error of GPU instance gi, or of WholeGPU.
+	XID(id nvml.GPUID, gi, xid int) error
 }
 
 // Contract runs all cases, each on a driver of its own.
@@ -49,6 +57,10 @@ func Contract(t *testing.T, newDriver func(t *testing.T) nvml.Driver) {
 		{"what is gone is not found", goneIsNotFound},
 		{"an idle instance has no processes", idleHasNoProcesses},
 		{"a held instance is in use until it is released", heldIsInUse},
+		{"no event comes where nothing happens", noEvent},
+		{"events name GPU and instance, in order", eventsNameTheirInstance},
+		{"events are of the GPUs asked for, from then on", eventsAreOfTheirGPUs},
+		{"events end with their session", eventsEnd},
 		{"the mode that is in force can be set again", sameModeAgain},
 		{"a GPU with MIG off has profiles and no instances", migOff},
 		{"a GPU that cannot do MIG says so", notCapable},
@@ -264,6 +276,11 @@ func idleHasNoProcesses(b *bench) {
 	if len(processes) != 0 {
 		b.Errorf("processes of a new instance: %v; want none", processes)
 	}
+	processes, err = b.Processes(id, nvml.WholeGPU)
+	b.must(err)
+	if len(processes) != 0 {
+		b.Errorf("processes of an empty GPU: %v; want none", processes)
+	}
 }
 
 func heldIsInUse(b *bench) {
@@ -281,6 +298,68 @@ func heldIsInUse(b *bench) {
 	b.must(release())
 	b.destroy(in)
 	b.lists(id)
+}
+
+func noEvent(b *bench) {
+	_, err := b.Events()
+	b.refused(err, nvml.ErrInvalidArgument, "events of no GPU")
+	events := b.events(b.gpu())
+	_, err = events.Wait(0)
+	b.refused(err, nvml.ErrTimeout, "waiting for no time")
+	_, err = events.Wait(time.Millisecond)
+	b.refused(err, nvml.ErrTimeout, "waiting for a moment")
+}
+
+func eventsNameTheirInstance(b *bench) {
+	raiser := b.raiser()
+	id := b.gpu()
+	p := b.smallest(id)
+	in := b.create(id, p.ID, p.Starts[0])
+	events := b.events(id)
+	b.must(raiser.XID(id, in.GI, 94))
+	b.must(raiser.XID(id, nvml.WholeGPU, 48))
+	for _, want := range []nvml.Event{
+		{GPU: id, XID: 94, GI: in.GI, CI: in.CI},
+		{GPU: id, XID: 48, GI: nvml.WholeGPU, CI: nvml.NoCI},
+	} {
+		got, err := events.Wait(time.Minute)
+		b.must(err)
+		b.same("event", want, got)
+	}
+	_, err := events.Wait(0)
+	b.refused(err, nvml.ErrTimeout, "waiting for a third event")
+}
+
+func eventsAreOfTheirGPUs(b *bench) {
+	raiser := b.raiser()
+	id := b.gpu()
+	other, ok := b.find(func(g nvml.GPU, _ nvml.MIGMode) bool { return g.ID != id })
+	if !ok {
+		b.Skip("there is one MIG capable GPU only")
+	}
+	b.must(raiser.XID(id, nvml.WholeGPU, 1))
+	one, both := b.events(id), b.events(other, id)
+	b.must(raiser.XID(other, nvml.WholeGPU, 2))
+	b.must(raiser.XID(id, nvml.WholeGPU, 3))
+	for i, got := range []nvml.Events{both, both, one} {
+		event, err := got.Wait(time.Minute)
+		b.must(err)
+		if want := []int{2, 3, 3}[i]; event.XID != want {
+			b.Errorf("event %d is %+v; want XID %d", i, event, want)
+		}
+	}
+	_, err := one.Wait(0)
+	b.refused(err, nvml.ErrTimeout, "waiting for another GPU's event")
+}
+
+func eventsEnd(b *bench) {
+	id := b.gpu()
+	events := b.events(id)
+	b.must(b.Close())
+	_, err := events.Wait(time.Minute)
+	b.refused(err, nvml.ErrUninitialized, "waiting after Close")
+	_, err = b.Events(id)
+	b.refused(err, nvml.ErrUninitialized, "Events after Close")
 }
 
 func sameModeAgain(b *bench) {

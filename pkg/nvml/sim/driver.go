@@ -192,14 +192,11 @@ func (d *Driver) DestroyGPUInstance(id nvml.GPUID, gi int) error {
 func (d *Driver) Processes(id nvml.GPUID, gi int) ([]nvml.Process, error) {
 	var processes []nvml.Process
 	err := d.call(CallProcesses, id, func(_ *State, g *GPU, _ Fault) error {
-		if err := g.checkMIG(); err != nil {
-			return err
-		}
-		if _, err := g.instance(gi); err != nil {
+		if err := g.checkListed(gi); err != nil {
 			return err
 		}
 		for _, h := range g.Holders {
-			if h.GI == gi && h.PID != 0 {
+			if (h.GI == gi || gi == WholeGPU) && h.PID != 0 {
 				processes = append(processes, nvml.Process{PID: h.PID, MemoryMiB: h.MemoryMiB})
 			}
 		}
@@ -209,6 +206,18 @@ func (d *Driver) Processes(id nvml.GPUID, gi int) ([]nvml.Process, error) {
 		return nil, fmt.Errorf("listing processes of GPU instance %d on %s: %w", gi, id, err)
 	}
 	return processes, nil
+}
+
+// checkListed says whether there can be processes of GPU instance gi.
+func (g *GPU) checkListed(gi int) error {
+	if gi == WholeGPU {
+		return nil
+	}
+	if err := g.checkMIG(); err != nil {
+		return err
+	}
+	_, err := g.instance(gi)
+	return err
 }
 
 // Close implements nvml.Driver. Every call after it gives ErrUninitialized.

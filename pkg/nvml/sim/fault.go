@@ -28,12 +28,13 @@ const (
 	CallDestroyComputeInstance = "DestroyComputeInstance"
 	CallDestroyGPUInstance     = "DestroyGPUInstance"
 	CallProcesses              = "Processes"
+	CallEvents                 = "Events" // the asking; Events.Wait is not counted
 )
 
 // CallNames lists them.
 func CallNames() []string {
 	return []string{CallOpen, CallDriverVersion, CallGPUs, CallProfiles, CallMIGMode, CallSetMIGMode, CallInstances,
-		CallCreateGPUInstance, CallCreateComputeInstance, CallDestroyComputeInstance, CallDestroyGPUInstance, CallProcesses}
+		CallCreateGPUInstance, CallCreateComputeInstance, CallDestroyComputeInstance, CallDestroyGPUInstance, CallProcesses, CallEvents}
 }
 
 // codes maps NVML's names of return codes to the interface's errors.
@@ -47,6 +48,7 @@ var codes = []struct {
 	{"NO_PERMISSION", nvml.ErrNoPermission},
 	{"NOT_FOUND", nvml.ErrNotFound},
 	{"DRIVER_NOT_LOADED", nvml.ErrDriverNotLoaded},
+	{"TIMEOUT", nvml.ErrTimeout},
 	{"GPU_IS_LOST", nvml.ErrGPULost},
 	{"RESET_REQUIRED", nvml.ErrResetRequired},
 	{"IN_USE", nvml.ErrInUse},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -382,5 +383,47 @@ func TestEventsAreInOrder(t *testing.T) {
 	}
 	if first := dump(t, d.Node).Events[0]; first.GI != in.GI || first.CI != in.CI || first.XID != 31 {
 		t.Errorf("first event %+v; want XID 31 of instance %+v", first, in)
+	}
+}
+
+func TestEventsOfALostGPUComeBeforeItsLoss(t *testing.T) {
+	d := node(t, a100, a30)
+	lost, stays := gpuAt(t, d.Node, 0), gpuAt(t, d.Node, 1)
+	both, err := d.Events(lost, stays)
+	must(t, err)
+	one, err := d.Events(stays)
+	must(t, err)
+	must(t, d.LoseGPU(lost))
+	event, err := both.Wait(time.Minute)
+	must(t, err)
+	if want := (nvml.Event{GPU: lost, XID: 79, GI: WholeGPU, CI: nvml.NoCI}); event != want {
+		t.Errorf("event %+v; want %+v", event, want)
+	}
+	_, err = both.Wait(time.Minute)
+	wantErr(t, err, nvml.ErrGPULost)
+	_, err = d.Events(lost)
+	wantErr(t, err, nvml.ErrGPULost)
+	_, err = one.Wait(0)
+	wantErr(t, err, nvml.ErrTimeout)
+	must(t, d.LoseSessions())
+	_, err = one.Wait(time.Minute)
+	wantErr(t, err, nvml.ErrUninitialized)
+}
+
+// What another process does is seen while waiting.
+func TestWaitSeesAnEventOfAnotherProcess(t *testing.T) {
+	d := node(t, a100)
+	id := gpuAt(t, d.Node, 0)
+	events, err := d.Events(id)
+	must(t, err)
+	other, err := Load(d.Root())
+	must(t, err)
+	raised := make(chan error, 1)
+	go func() { raised <- other.XID(id, WholeGPU, 48) }()
+	event, err := events.Wait(time.Minute)
+	must(t, err)
+	must(t, <-raised)
+	if event.XID != 48 {
+		t.Errorf("event %+v; want XID 48", event)
 	}
 }

@@ -16,7 +16,7 @@ import (
 const stateVersion = 1
 
 // WholeGPU stands for a GPU instance id where the whole GPU is meant.
-const WholeGPU = -1
+const WholeGPU = nvml.WholeGPU
 
 // State is everything a simulated node remembers, as it stands in state.json.
 // Dump returns a copy; only the methods of Node and Driver change it.
