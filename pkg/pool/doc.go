@@ -12,6 +12,8 @@
 //	pods, Ledger --------------+--View     +-> Verdict (a reason, and whether
 //	                                           removing pods could help)
 //
+// Draw turns the same into a picture for people: metrics, page, kubectl mig.
+//
 // Words: a Holder is what one pod holds on one node; a span is a placement on a
 // GPU; a hypothetical pod is one that kube-scheduler shows on a node where it is
 // not (nominated by preemption).

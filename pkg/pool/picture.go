@@ -1,0 +1,418 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"cmp"
+	"slices"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/geometry"
+)
+
+// NodePicture is one node as plain values, for people: metrics, page, kubectl mig.
+// It shows what the decisions see (the same Node and View are behind it) beside
+// what the agent reports of the hardware. Equal input gives an equal picture.
+type NodePicture struct {
+	Name             string             `json:"name"`
+	Problem          string             `json:"problem,omitempty"` // why the GPUNode cannot be used; there is nothing else then
+	DriverVersion    string             `json:"driverVersion,omitempty"`
+	ConfigGeneration int64              `json:"configGeneration,omitempty"`
+	Conditions       []metav1.Condition `json:"conditions,omitempty"`
+	GPUs             []GPUPicture       `json:"gpus,omitempty"`
+
+	// Preparations are the pods that the agent is not simply done with.
+	Preparations []PreparationPicture `json:"preparations,omitempty"`
+}
+
+// GPUPicture is one GPU. A GPU that is not offered has no free slices: nothing new
+// is placed on it.
+type GPUPicture struct {
+	UUID          string             `json:"uuid"`
+	Index         int32              `json:"index"`
+	Model         string             `json:"model"`
+	MemoryMiB     int64              `json:"memoryMiB,omitempty"`
+	NUMA          int32              `json:"numa"`
+	Mode          v1alpha1.GPUMode   `json:"mode"`
+	Health        v1alpha1.GPUHealth `json:"health"`
+	Reason        string             `json:"reason,omitempty"` // why it takes no new work, in the agent's words
+	Offered       bool               `json:"offered"`
+	MemorySlices  int                `json:"memorySlices"`
+	ComputeSlices int                `json:"computeSlices"`
+	Rule          geometry.Rule      `json:"rule"`
+
+	// Spans by start. Two overlap only where an idle or leaving instance is in the
+	// way of one that is owned: it is destroyed before that one is created.
+	Spans []SpanPicture `json:"spans"`
+
+	FreeSlices    int          `json:"freeSlices"`            // memory slices that nothing takes
+	LargestFree   string       `json:"largestFree,omitempty"` // largest profile that fits now
+	Fits          []FitPicture `json:"fits,omitempty"`        // how many of each profile fit now, smallest first
+	Fragmentation float64      `json:"fragmentation"`         // geometry.Catalogue.Fragmentation, in memory slices
+	Stranded      int          `json:"stranded"`              // geometry.Catalogue.Stranded, in memory slices
+	Templates     int          `json:"templates,omitempty"`   // how many there are, with rule Templates
+	Template      *int         `json:"template,omitempty"`    // the one in force, from 0 in file order
+}
+
+// SpanState says what a span is for whom.
+type SpanState string
+
+// States of a span. The first four take their slices from new pods' point of
+// view, with Foreign and Stuck; Idle and Leaving do not.
+const (
+	SpanUsed      SpanState = "Used"      // live, and its pod's
+	SpanPreparing SpanState = "Preparing" // a bound pod's, not live yet
+	SpanPublished SpanState = "Published" // written on its pod, which is not bound yet
+	SpanAssumed   SpanState = "Assumed"   // chosen by this scheduler, nothing written
+	SpanIdle      SpanState = "Idle"      // live without a pod, kept warm
+	SpanLeaving   SpanState = "Leaving"   // live; its pod has ended and the agent has not seen that yet
+	SpanForeign   SpanState = "Foreign"   // made by somebody else
+	SpanStuck     SpanState = "Stuck"     // ours, without a pod, and could not be destroyed
+)
+
+// Owned reports whether a pod holds the span.
+func (s SpanState) Owned() bool {
+	return s == SpanUsed || s == SpanPreparing || s == SpanPublished || s == SpanAssumed
+}
+
+// Takes reports whether the span's slices are taken from new pods.
+func (s SpanState) Takes() bool { return s.Owned() || s == SpanForeign || s == SpanStuck }
+
+// SpanPicture is one placement: a pod's, an instance's, or both.
+type SpanPicture struct {
+	ProfileID int32     `json:"profileID"`
+	Profile   string    `json:"profile"`
+	Ordinal   int       `json:"ordinal"` // by start among the GPU's spans of this profile, from 0
+	Start     int       `json:"start"`
+	Size      int       `json:"size"`                // memory slices
+	Compute   int       `json:"compute,omitempty"`   // compute slices
+	MemoryMiB int       `json:"memoryMiB,omitempty"` // as NVML reports
+	State     SpanState `json:"state"`
+
+	// Of the instance in hardware, where there is one.
+	Live bool   `json:"live,omitempty"`
+	GI   int32  `json:"gi,omitempty"`
+	CI   int32  `json:"ci,omitempty"`
+	UUID string `json:"uuid,omitempty"`
+
+	Owner *OwnerPicture `json:"owner,omitempty"`
+}
+
+// OwnerPicture is the pod that holds a span.
+type OwnerPicture struct {
+	Namespace string    `json:"namespace,omitempty"`
+	Name      string    `json:"name,omitempty"`
+	UID       types.UID `json:"uid"`
+
+	// Uses says which containers have the span, as which of their devices. Empty
+	// until the allocation is written.
+	Uses []UsePicture `json:"uses,omitempty"`
+}
+
+// UsePicture is one device of one container.
+type UsePicture struct {
+	Container string `json:"container"`
+	Device    int    `json:"device"` // from 0, in the order of the allocation
+	MemoryMiB int64  `json:"memoryMiB,omitempty"`
+}
+
+// FitPicture is how many more of a profile a GPU could get, if it got no others.
+type FitPicture struct {
+	ProfileID int32  `json:"profileID"`
+	Profile   string `json:"profile"`
+	Count     int    `json:"count"`
+}
+
+// PreparationPicture is the agent's word on one pod.
+type PreparationPicture struct {
+	Namespace string            `json:"namespace,omitempty"`
+	Name      string            `json:"name,omitempty"`
+	UID       types.UID         `json:"uid"`
+	Phase     v1alpha1.PodPhase `json:"phase"`
+	Reason    string            `json:"reason,omitempty"`
+}
+
+// Draw is the picture of a node from its GPUNode and the GPU pods bound there,
+// without any scheduler: what kubectl mig has. The error is in Problem.
+func Draw(obj *v1alpha1.GPUNode, pods []*v1.Pod, catalogues *Catalogues) NodePicture {
+	node, err := NodeOf(obj, catalogues)
+	if err != nil {
+		return NodePicture{Name: obj.Name, Problem: err.Error(), Conditions: obj.Status.Conditions}
+	}
+	return draw(obj, node, NewLedger(), pods)
+}
+
+// Draw is the picture of a node as this scheduler sees it: its ledger counts too,
+// so that choices show before they are written.
+func (p *Pool) Draw(obj *v1alpha1.GPUNode, pods []*v1.Pod) NodePicture {
+	p.mu.RLock()
+	e := p.nodes[obj.Name]
+	p.mu.RUnlock()
+	if e == nil {
+		return Draw(obj, pods, &p.catalogues)
+	}
+	return draw(obj, e.report, p.Ledger, pods)
+}
+
+func draw(obj *v1alpha1.GPUNode, node *Node, ledger *Ledger, pods []*v1.Pod) NodePicture {
+	holders := ledger.holders(node, pods)
+	view := viewWith(node, holders)
+	n := NodePicture{
+		Name: obj.Name, DriverVersion: obj.Status.DriverVersion, ConfigGeneration: obj.Status.ConfigGeneration,
+		Conditions: obj.Status.Conditions, GPUs: make([]GPUPicture, 0, len(node.GPUs)),
+	}
+	known := ownersOf(pods, holders)
+	spans := spansByGPU(holders)
+	for i := range node.GPUs {
+		reported := obj.Status.GPU(node.GPUs[i].ID)
+		if reported == nil {
+			continue // the report is older or newer than the node: the next picture has it
+		}
+		n.GPUs = append(n.GPUs, drawGPU(reported, view, i, spans[node.GPUs[i].ID], known))
+	}
+	for _, p := range obj.Status.Pods {
+		picture := PreparationPicture{UID: p.UID, Phase: p.Phase, Reason: p.Reason}
+		if o := known[p.UID]; o != nil {
+			picture.Namespace, picture.Name = o.name.Namespace, o.name.Name
+		}
+		n.Preparations = append(n.Preparations, picture)
+	}
+	return n
+}
+
+// holders lists what is held on the node, as View counts it: each given pod's
+// spans, then those of the ledger's other pods there.
+func (l *Ledger) holders(node *Node, pods []*v1.Pod) []Holder {
+	b := builder{node: node}
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	var out []Holder
+	seen := map[types.UID]struct{}{}
+	for _, pod := range pods {
+		if pod.Spec.NodeName != node.Name || !Wants(pod) || terminal(pod) {
+			continue // not on the node; its choice, if there is one, is in the ledger
+		}
+		seen[pod.UID] = struct{}{}
+		if spans, _ := b.spansOf(l.pods, pod); len(spans) > 0 {
+			h := Holder{Pod: types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}, UID: pod.UID, Node: node.Name, State: Bound, Spans: spans}
+			out = append(out, h)
+		}
+	}
+	for uid, h := range l.nodes[node.Name] {
+		if _, ok := seen[uid]; !ok && LedgerAll.includes(h) && !b.gaveUp(h) {
+			out = append(out, *h)
+		}
+	}
+	slices.SortFunc(out, func(a, b Holder) int { return cmp.Compare(a.UID, b.UID) })
+	return out
+}
+
+// terminal reports whether a pod has ended: it holds nothing, though its object is
+// there. Informers of the scheduler leave such pods out.
+func terminal(pod *v1.Pod) bool {
+	return pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed
+}
+
+// viewWith is the view in which exactly these holders are there.
+func viewWith(node *Node, holders []Holder) *View {
+	b := builder{node: node, occupied: node.idle().occupied}
+	for i := range holders {
+		b.add(holders[i].Spans)
+	}
+	return b.finish()
+}
+
+// owner is what is known of a pod on the node.
+type owner struct {
+	name types.NamespacedName
+	uses map[v1alpha1.Span][]UsePicture
+}
+
+func ownersOf(pods []*v1.Pod, holders []Holder) map[types.UID]*owner {
+	known := make(map[types.UID]*owner, len(pods))
+	for _, h := range holders {
+		known[h.UID] = &owner{name: h.Pod}
+	}
+	for _, pod := range pods {
+		known[pod.UID] = &owner{
+			name: types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name},
+			uses: usesOf(pod),
+		}
+	}
+	return known
+}
+
+// usesOf reads from a pod's annotation which containers have which span.
+func usesOf(pod *v1.Pod) map[v1alpha1.Span][]UsePicture {
+	text, ok := pod.Annotations[v1alpha1.AnnotationAllocation]
+	if !ok {
+		return nil
+	}
+	a, err := v1alpha1.DecodeAllocation(text)
+	if err != nil || a.PodUID != pod.UID {
+		return nil
+	}
+	uses := map[v1alpha1.Span][]UsePicture{}
+	for container, devices := range a.Containers {
+		for i, d := range devices {
+			if d.MIG != nil {
+				s := v1alpha1.Span{GPU: d.GPU, ProfileID: d.MIG.ProfileID, Start: d.MIG.Start, Size: d.MIG.Size}
+				uses[s] = append(uses[s], UsePicture{Container: container, Device: i, MemoryMiB: d.MIG.MemoryMiB})
+			}
+		}
+	}
+	for _, list := range uses {
+		slices.SortFunc(list, func(a, b UsePicture) int {
+			return cmp.Or(cmp.Compare(a.Container, b.Container), cmp.Compare(a.Device, b.Device))
+		})
+	}
+	return uses
+}
+
+// heldSpan is a span with its holder.
+type heldSpan struct {
+	Held
+	holder *Holder
+}
+
+func spansByGPU(holders []Holder) map[string][]heldSpan {
+	out := map[string][]heldSpan{}
+	for i := range holders {
+		for _, s := range holders[i].Spans {
+			out[s.GPU] = append(out[s.GPU], heldSpan{s, &holders[i]})
+		}
+	}
+	return out
+}
+
+func drawGPU(reported *v1alpha1.GPU, view *View, at int, held []heldSpan, known map[types.UID]*owner) GPUPicture {
+	g := &view.Node.GPUs[at]
+	model := g.Catalogue.Model()
+	out := GPUPicture{
+		UUID: g.ID, Index: g.Index, Model: reported.Model, MemoryMiB: reported.MemoryMiB, NUMA: reported.NUMA,
+		Mode: reported.Mode, Health: reported.Health, Reason: reported.Reason, Offered: g.Offered,
+		MemorySlices: model.Grid().MemorySlices, ComputeSlices: model.Grid().ComputeSlices, Rule: g.Catalogue.Rule(),
+		Spans: drawSpans(reported, model, held, known), Templates: len(g.Catalogue.Templates()),
+	}
+	occupied := view.Occupied(at)
+	if i, ok := g.Catalogue.TemplateInForce(occupied); ok {
+		out.Template = &i
+	}
+	if g.Offered {
+		out.FreeSlices = model.FreeSlices(occupied)
+		out.Fragmentation = g.Catalogue.Fragmentation(occupied)
+		out.Stranded = g.Catalogue.Stranded(occupied)
+		if p, ok := g.Catalogue.LargestFree(occupied); ok {
+			out.LargestFree = p.Name
+		}
+	}
+	out.Fits = drawFits(g, occupied)
+	return out
+}
+
+// drawFits counts each profile of the catalogue once.
+func drawFits(g *GPU, occupied geometry.Occupancy) []FitPicture {
+	var fits []FitPicture
+	for _, e := range g.Catalogue.Entries() {
+		id := int32(e.Profile)
+		if slices.ContainsFunc(fits, func(f FitPicture) bool { return f.ProfileID == id }) {
+			continue
+		}
+		profile, _ := g.Catalogue.Model().Profile(e.Profile)
+		f := FitPicture{ProfileID: id, Profile: profile.Name}
+		if g.Offered {
+			f.Count = g.Catalogue.Count(occupied, e.Profile)
+		}
+		fits = append(fits, f)
+	}
+	return fits
+}
+
+// drawSpans joins what pods hold with what is in hardware.
+func drawSpans(reported *v1alpha1.GPU, model *geometry.Model, held []heldSpan, known map[types.UID]*owner) []SpanPicture {
+	type place struct{ profile, start int32 }
+	byPlace := make(map[place]int, len(held)+len(reported.Instances))
+	spans := make([]SpanPicture, 0, len(held)+len(reported.Instances))
+	for _, h := range held {
+		at := place{int32(h.Profile), int32(h.Start)}
+		s := spanOf(model, at.profile, h.Start)
+		s.Size = h.Size
+		s.State = stateOf(h.holder.State)
+		s.Owner = known[h.holder.UID].picture(h)
+		byPlace[at] = len(spans)
+		spans = append(spans, s)
+	}
+	for _, inst := range reported.Instances {
+		at := place{inst.ProfileID, inst.Start}
+		i, ok := byPlace[at]
+		if !ok {
+			i = len(spans)
+			spans = append(spans, spanOf(model, inst.ProfileID, int(inst.Start)))
+			spans[i].State = stateWithoutHolder(inst.State)
+			if inst.PodUID != "" {
+				spans[i].Owner = &OwnerPicture{UID: inst.PodUID}
+				if o := known[inst.PodUID]; o != nil {
+					spans[i].Owner.Namespace, spans[i].Owner.Name = o.name.Namespace, o.name.Name
+				}
+			}
+		} else if s := &spans[i]; inst.State == v1alpha1.InstanceLive && s.Owner.UID == inst.PodUID {
+			s.State = SpanUsed
+		}
+		spans[i].Live, spans[i].GI, spans[i].CI, spans[i].UUID = true, inst.GI, inst.CI, inst.UUID
+	}
+	slices.SortStableFunc(spans, func(a, b SpanPicture) int {
+		return cmp.Or(cmp.Compare(a.Start, b.Start), cmp.Compare(a.ProfileID, b.ProfileID))
+	})
+	ordinals := map[int32]int{}
+	for i := range spans {
+		spans[i].Ordinal = ordinals[spans[i].ProfileID]
+		ordinals[spans[i].ProfileID]++
+	}
+	return spans
+}
+
+// spanOf is a placement of a model. An instance of a profile that the model does
+// not list is drawn as one slice.
+func spanOf(model *geometry.Model, id int32, start int) SpanPicture {
+	s := SpanPicture{ProfileID: id, Start: start, Size: 1, Profile: "unknown"}
+	if p, ok := model.Profile(geometry.ProfileID(id)); ok {
+		s.Profile, s.Size, s.Compute, s.MemoryMiB = p.Name, p.Size, p.ComputeSlices, p.MemoryMiB
+	}
+	return s
+}
+
+func stateOf(s State) SpanState {
+	switch s {
+	case Assumed:
+		return SpanAssumed
+	case Published:
+		return SpanPublished
+	default:
+		return SpanPreparing
+	}
+}
+
+func stateWithoutHolder(s v1alpha1.InstanceState) SpanState {
+	switch s {
+	case v1alpha1.InstanceLive:
+		return SpanLeaving
+	case v1alpha1.InstanceForeign:
+		return SpanForeign
+	case v1alpha1.InstanceStuck:
+		return SpanStuck
+	default:
+		return SpanIdle
+	}
+}
+
+func (o *owner) picture(h heldSpan) *OwnerPicture {
+	return &OwnerPicture{
+		Namespace: o.name.Namespace, Name: o.name.Name, UID: h.holder.UID,
+		Uses: o.uses[v1alpha1.Span{GPU: h.GPU, ProfileID: int32(h.Profile), Start: int32(h.Start), Size: int32(h.Size)}],
+	}
+}
