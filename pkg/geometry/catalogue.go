@@ -47,6 +47,8 @@ type Catalogue struct {
 	offers    ranking    // of all sheets
 	common    []int      // indexes of the profiles that a request gets unasked, ascending by ID
 	scores    scores
+	states    *states // shared with the catalogues that WithMix returns
+	tables    *tables
 }
 
 // sheet is one list of offers to choose from: a template, or all of a catalogue
@@ -109,6 +111,7 @@ func NewCatalogue(m *Model, rule Rule, allowed []ProfileID, templates []Template
 	}
 	c.rank()
 	c.scores = newScores(m, c.uniform())
+	c.states, c.tables = newStates(c), new(tables)
 	return c, nil
 }
 

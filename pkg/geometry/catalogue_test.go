@@ -15,12 +15,14 @@ import (
 	"github.com/dynamig/dynamig/pkg/geometry/boards"
 )
 
-// compareChoices checks Choices, Fit and the scores against the oracle (I5, I6).
+// compareChoices checks Choices, Fit, tables and scores against the oracle (I5,
+// I6, I7).
 func compareChoices(t *testing.T, c *Catalogue, slow *slowCatalogue, o Occupancy, there []span, w Want) {
 	t.Helper()
 	want := slow.choices(there, w)
-	var got []Choice
+	var got, scored []Choice
 	c.Choices(o, w, func(choice Choice) bool {
+		scored = append(scored, choice)
 		p, _ := slow.model.Profile(choice.Profile)
 		s := slow.scorer.score(there, p, choice.Start)
 		if math.Abs(float64(choice.Score)-s*ScoreScale) > 3 {
@@ -32,6 +34,9 @@ func compareChoices(t *testing.T, c *Catalogue, slow *slowCatalogue, o Occupancy
 	})
 	if !slices.Equal(got, want) {
 		t.Fatalf("Choices(%v, %+v) =\n%+v, want\n%+v", there, w, got, want)
+	}
+	if table := c.Table(w, ByScore).Choices(c.State(o)); !slices.Equal(table, scored) {
+		t.Fatalf("Table.Choices(%v, %+v) =\n%+v, and Choices are\n%+v", there, w, table, scored)
 	}
 	best, ok := c.Fit(o, w)
 	best.Score = 0

@@ -34,11 +34,15 @@ func (c *Catalogue) Fit(o Occupancy, w Want) (Choice, bool) {
 // everything that is on the GPU. A choice that several templates would give is
 // yielded once. Without Want.Oversize only exact choices are acceptable.
 func (c *Catalogue) Choices(o Occupancy, w Want, yield func(Choice) bool) {
-	s := search{catalogue: c, o: o, yield: yield}
-	if !s.resolve(c, w) {
-		return
+	var q query
+	if q.resolve(c, w) {
+		c.walk(q, o, yield)
 	}
-	s.state = c.model.state(o.Mask)
+}
+
+// walk is Choices for a query that has been resolved.
+func (c *Catalogue) walk(q query, o Occupancy, yield func(Choice) bool) {
+	s := search{query: q, catalogue: c, o: o, state: c.model.state(o.Mask), yield: yield}
 	for i := range c.sheets {
 		if !s.through(&c.sheets[i]) {
 			return

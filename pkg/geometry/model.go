@@ -190,16 +190,22 @@ func shapeOf(profiles []Profile, i int) shape {
 	return s
 }
 
-// limit is the largest number of instances of p on one GPU: as many as lie side
-// by side, and not more than reported. Of +me.all there is only one by meaning,
-// and of +me where nothing is reported.
-func (p Profile) limit() int {
+// abreast is how many instances of p lie side by side on an idle GPU.
+func (p Profile) abreast() int {
 	fit, end := 0, 0
 	for _, start := range p.Starts { // ascending, all of one size: greedy is optimal
 		if start >= end {
 			fit, end = fit+1, start+p.Size
 		}
 	}
+	return fit
+}
+
+// limit is the largest number of instances of p on one GPU: as many as lie side
+// by side, and not more than reported. Of +me.all there is only one by meaning,
+// and of +me where nothing is reported.
+func (p Profile) limit() int {
+	fit := p.abreast()
 	attributes, _ := attributesOf(p.Name)
 	switch {
 	case attributes == AllMedia, attributes == MediaExtensions && p.Max == 0:

@@ -149,6 +149,6 @@ func (c *Catalogue) WithMix(weights map[ProfileID]float64) (*Catalogue, error) {
 		mix[c.model.index(id)] = w / sum
 	}
 	other := *c
-	other.scores = newScores(c.model, mix)
+	other.scores, other.tables = newScores(c.model, mix), new(tables)
 	return &other, nil
 }
