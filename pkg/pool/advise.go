@@ -1,0 +1,399 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/dynamig/dynamig/pkg/geometry"
+)
+
+// Advice is why a pod does not fit anywhere now, and what would help.
+type Advice struct {
+	Request string   `json:"request"` // in words
+	Fits    *Trial   `json:"fits,omitempty"`
+	Reasons []Reason `json:"reasons,omitempty"`
+
+	End       *Ending         `json:"end,omitempty"`       // pods whose end would make room
+	Templates *TemplateChange `json:"templates,omitempty"` // what configuration forbids
+	More      []MoreGPUs      `json:"more,omitempty"`
+	Repack    *Repack         `json:"repack,omitempty"`
+	Smaller   int             `json:"smallerMiB,omitempty"` // the largest gpumem that would fit now
+}
+
+// Reason is why a class of nodes does not suit.
+type Reason struct {
+	Text  string   `json:"text"` // "has no free MIG placement for 8000 MiB"; the nodes are the subject
+	Nodes []string `json:"nodes"`
+
+	// Of the class's GPUs that take new instances: free memory slices, all memory
+	// slices, and the largest profile that fits on any.
+	Free    int    `json:"free"`
+	Slices  int    `json:"slices"`
+	Largest string `json:"largest,omitempty"`
+	Curable bool   `json:"curable"` // removing pods could help
+}
+
+// String is one sentence with the nodes as its subject.
+func (r Reason) String() string {
+	subject, text := "node "+r.Nodes[0], r.Text
+	if len(r.Nodes) > 1 {
+		subject = fmt.Sprintf("%d nodes (%s)", len(r.Nodes), names(r.Nodes, 3))
+		if rest, ok := strings.CutPrefix(text, "has "); ok {
+			text = "have " + rest
+		}
+	}
+	if r.Curable {
+		text += fmt.Sprintf(" (%d of %d memory slices are free, the largest free profile is %s)",
+			r.Free, r.Slices, cmp.Or(r.Largest, "none"))
+	}
+	return subject + " " + text
+}
+
+// names lists some of them.
+func names(list []string, most int) string {
+	if len(list) <= most {
+		return strings.Join(list, ", ")
+	}
+	return strings.Join(list[:most], ", ") + ", ..."
+}
+
+// Ending is a smallest set of pods of one node whose end would make room. Pods that
+// are ending already count as gone, and are listed apart where they are needed.
+type Ending struct {
+	Node    string   `json:"node"`
+	Pods    []Victim `json:"pods"`              // the least important first
+	Already []Victim `json:"already,omitempty"` // ending already, and waited for
+	Spots   []Spot   `json:"devices"`           // what the pod would get
+
+	// Exact: no smaller set exists. Else the search was cut short, and only none of
+	// the pods can be left out.
+	Exact bool `json:"exact"`
+	// Preemptable: all of them have a lower priority, so kube-scheduler preempts
+	// them by itself unless the pod's preemptionPolicy forbids it.
+	Preemptable bool `json:"preemptable"`
+	// Elsewhere: after that there is room for each of the pods elsewhere, so that a
+	// controller's replacements would run.
+	Elsewhere bool `json:"elsewhere"`
+}
+
+// Victim is a pod of an Ending.
+type Victim struct {
+	Namespace  string `json:"namespace"`
+	Name       string `json:"name"`
+	Priority   int32  `json:"priority"`
+	Controller string `json:"controller,omitempty"`
+	Slices     int    `json:"memorySlices"`
+}
+
+// TemplateChange is a layout that the hardware allows and the configuration does
+// not.
+type TemplateChange struct {
+	Node     string        `json:"node"`
+	GPUIndex int32         `json:"gpuIndex"`
+	Model    string        `json:"model"`
+	Rule     geometry.Rule `json:"rule"`  // Templates: add the layout; Allowlist: add the profile
+	Wanted   string        `json:"wants"` // profile that the pod would get
+	Layout   []LayoutEntry `json:"layout"`
+}
+
+// LayoutEntry is so many instances of a profile.
+type LayoutEntry struct {
+	Profile   string `json:"profile"`
+	MemoryMiB int    `json:"memoryMiB"`
+	Count     int    `json:"count"`
+}
+
+// MoreGPUs is how many idle GPUs of a model would be enough.
+type MoreGPUs struct {
+	Model string `json:"model"`
+	Like  string `json:"like"` // a node that has such GPUs, configured alike
+	Count int    `json:"count"`
+	// Together: they must be on one node.
+	Together bool `json:"together"`
+}
+
+// Repack says whether there would be room if what runs could be moved.
+type Repack struct {
+	Node  string `json:"node,omitempty"` // within one node
+	Fleet bool   `json:"fleet"`          // between nodes
+}
+
+// Advise says why a pod that waits does not fit, node by node, and what would help.
+// Where it fits already, that is all it says.
+func (f *Fleet) Advise(pod *v1.Pod, barred Barred) (*Advice, error) {
+	r, err := f.request(pod)
+	if err != nil {
+		return nil, err
+	}
+	a := &Advice{Request: describeAll(r)}
+	prospects := make([]prospect, len(f.sites))
+	for i, s := range f.sites {
+		prospects[i] = prospectOf(f.view(s, priority(pod), nil), r, barred.on(s.node.Name, 0))
+	}
+	if best := bestOf(prospects); best >= 0 {
+		p := &prospects[best]
+		a.Fits = &Trial{Node: p.view.Node.Name, Spots: p.view.spots(p.plan)}
+		return a, nil
+	}
+	a.Reasons = reasonsOf(prospects)
+	open := f.open(prospects)
+	a.End = f.ending(open, pod, r)
+	a.Templates = templateChange(prospects, r)
+	a.More = f.more(r, 1)
+	a.Repack = f.repack(open, r)
+	a.Smaller = smaller(prospects, r)
+	return a, nil
+}
+
+// open lists the sites where the pod may go and where room could be made.
+func (f *Fleet) open(prospects []prospect) []*site {
+	var open []*site
+	for i, p := range prospects {
+		if p.barred == "" && p.verdict != nil && p.verdict.Curable {
+			open = append(open, f.sites[i])
+		}
+	}
+	return open
+}
+
+// reasonsOf gathers nodes by what they answered, the largest class first.
+func reasonsOf(prospects []prospect) []Reason {
+	at := map[string]int{}
+	var out []Reason
+	for i := range prospects {
+		p := &prospects[i]
+		text, curable := p.barred, false
+		switch {
+		case text == "" && p.verdict == nil:
+			continue
+		case text == "":
+			text, curable = present(p.verdict.Reason), p.verdict.Curable
+		}
+		k, ok := at[text]
+		if !ok {
+			k = len(out)
+			at[text] = k
+			out = append(out, Reason{Text: text, Curable: curable})
+		}
+		out[k].add(p.view)
+	}
+	slices.SortStableFunc(out, func(a, b Reason) int { return cmp.Compare(len(b.Nodes), len(a.Nodes)) })
+	return out
+}
+
+// present is a verdict's reason without its subject, in the present.
+func present(reason string) string {
+	text := strings.TrimPrefix(reason, "node(s) ")
+	if rest, ok := strings.CutPrefix(text, "had "); ok {
+		return "has " + rest
+	}
+	return text
+}
+
+// add counts one more node.
+func (r *Reason) add(v *View) {
+	r.Nodes = append(r.Nodes, v.Node.Name)
+	largestSize := -1
+	for i := range v.Node.GPUs {
+		g := &v.Node.GPUs[i]
+		if !g.Offered {
+			continue
+		}
+		model := g.Catalogue.Model()
+		r.Free += model.FreeSlices(v.occupied[i])
+		r.Slices += model.MemorySlices()
+		if p, ok := model.ByName(r.Largest); ok {
+			largestSize = max(largestSize, p.MemoryMiB)
+		}
+		if p, ok := g.Catalogue.LargestFree(v.occupied[i]); ok && p.MemoryMiB > largestSize {
+			r.Largest, largestSize = p.Name, p.MemoryMiB
+		}
+	}
+}
+
+// templateChange looks for a node that would do if anything the hardware allows
+// were allowed.
+func templateChange(prospects []prospect, r *Request) *TemplateChange {
+	for i := range prospects {
+		p := &prospects[i]
+		if p.barred != "" || p.view.contested {
+			continue
+		}
+		freed := p.view.unruled()
+		if freed == nil {
+			continue
+		}
+		plan, verdict := freed.Fit(r)
+		if verdict != nil {
+			continue
+		}
+		for _, d := range plan.Devices {
+			before := p.view.Node.GPUs[d.GPU]
+			if before.Catalogue.Rule() != geometry.RuleHardware {
+				return freed.with(plan).change(d, before.Catalogue.Rule())
+			}
+		}
+	}
+	return nil
+}
+
+// unruled is the view with every GPU free of its configuration; nil where that
+// changes nothing.
+func (v *View) unruled() *View {
+	node, changed := *v.Node, false
+	node.GPUs = slices.Clone(v.Node.GPUs)
+	for i := range node.GPUs {
+		g := &node.GPUs[i]
+		if !g.Offered || g.Catalogue.Rule() == geometry.RuleHardware {
+			continue
+		}
+		c, err := anything(g.Catalogue)
+		if err != nil {
+			continue // not reached: the model's own catalogue was built
+		}
+		g.Catalogue, changed = c, true
+	}
+	if !changed {
+		return nil
+	}
+	out := *v
+	out.Node = &node
+	return &out
+}
+
+// anything is the catalogue of everything that the hardware can be cut into, with
+// the memory that the configuration promises where it says so.
+func anything(c *geometry.Catalogue) (*geometry.Catalogue, error) {
+	model := c.Model()
+	profiles := slices.Clone(model.Profiles())
+	for i := range profiles {
+		for _, e := range c.Entries() {
+			if e.Profile == profiles[i].ID {
+				profiles[i].MemoryMiB = max(profiles[i].MemoryMiB, e.MemoryMiB)
+			}
+		}
+	}
+	free, err := geometry.NewModelOnGrid(model.Name(), model.Grid(), profiles)
+	if err != nil {
+		return nil, err
+	}
+	return geometry.NewCatalogue(free, geometry.RuleHardware, nil, nil)
+}
+
+// change describes what is on the GPU of a device, itself included.
+func (v *View) change(d Assigned, rule geometry.Rule) *TemplateChange {
+	g := &v.Node.GPUs[d.GPU]
+	model := g.Catalogue.Model()
+	wanted, _ := model.Profile(d.Profile)
+	c := &TemplateChange{Node: v.Node.Name, GPUIndex: g.Index, Model: model.Name(), Rule: rule, Wanted: wanted.Name}
+	for i, p := range model.Profiles() {
+		if n := int(v.occupied[d.GPU].Counts[i]); n > 0 {
+			c.Layout = append(c.Layout, LayoutEntry{Profile: p.Name, MemoryMiB: p.MemoryMiB, Count: n})
+		}
+	}
+	slices.SortStableFunc(c.Layout, func(a, b LayoutEntry) int { return cmp.Compare(b.MemoryMiB, a.MemoryMiB) })
+	return c
+}
+
+// more is how many idle GPUs of each model would hold so many pods, counted with the
+// decision code on nodes of such GPUs alone. Of a model that is configured in
+// several ways the best way counts.
+func (f *Fleet) more(r *Request, pods int) []MoreGPUs {
+	seen := map[*geometry.Catalogue]bool{}
+	best := map[string]MoreGPUs{}
+	for _, s := range f.sites {
+		for i := range s.node.GPUs {
+			g := &s.node.GPUs[i]
+			if !g.Offered || seen[g.Catalogue] {
+				continue
+			}
+			seen[g.Catalogue] = true
+			model := g.Catalogue.Model().Name()
+			n := gpusFor(*g, r, pods)
+			if known, ok := best[model]; n > 0 && (!ok || n < known.Count) {
+				best[model] = MoreGPUs{Model: model, Like: s.node.Name, Count: n, Together: len(r.Devices) > 1 && n > 1}
+			}
+		}
+	}
+	out := slices.Collect(maps.Values(best))
+	slices.SortStableFunc(out, func(a, b MoreGPUs) int {
+		return cmp.Or(cmp.Compare(a.Count, b.Count), cmp.Compare(a.Model, b.Model))
+	})
+	return out
+}
+
+// gpusFor is how many idle GPUs like g hold so many pods of one request; 0 when no
+// number does. A node of one pod's size is filled, then another.
+func gpusFor(g GPU, r *Request, pods int) int {
+	g.blocked, g.avoided = geometry.Occupancy{}, nil
+	for size := 1; size <= len(r.Devices); size++ {
+		empty := idleNode(g, size).idle()
+		held := 0
+		for v := empty; held < pods; held++ {
+			plan, verdict := v.Fit(r)
+			if verdict != nil {
+				break
+			}
+			v = v.with(plan)
+		}
+		if held > 0 {
+			return (pods + held - 1) / held * size
+		}
+	}
+	return 0
+}
+
+// idleNode is a node with so many GPUs like g.
+func idleNode(g GPU, size int) *Node {
+	n := &Node{Name: "idle", index: map[string]int{}}
+	for i := range size {
+		g.ID = fmt.Sprintf("idle-%d", i)
+		n.index[g.ID] = i
+		n.GPUs = append(n.GPUs, g)
+	}
+	return n
+}
+
+// smaller is the largest memory per device that would fit now; 0 when none would,
+// or when the request is not by memory alone.
+func smaller(prospects []prospect, r *Request) int {
+	want := r.Devices[0]
+	same := !slices.ContainsFunc(r.Devices, func(w geometry.Want) bool { return w != want })
+	if !same || want.MemoryMiB == 0 {
+		return 0
+	}
+	best := 0
+	for i := range prospects {
+		p := &prospects[i]
+		if p.barred != "" {
+			continue
+		}
+		for j := range p.view.Node.GPUs {
+			for _, e := range p.view.Node.GPUs[j].Catalogue.Entries() {
+				if e.MemoryMiB > best && e.MemoryMiB < want.MemoryMiB && p.view.fitsMemory(r, e.MemoryMiB) {
+					best = e.MemoryMiB
+				}
+			}
+		}
+	}
+	return best
+}
+
+// fitsMemory asks for other memory.
+func (v *View) fitsMemory(r *Request, memory int) bool {
+	other := *r
+	other.Devices = slices.Clone(r.Devices)
+	for i := range other.Devices {
+		other.Devices[i].MemoryMiB = memory
+	}
+	_, verdict := v.Fit(&other)
+	return verdict == nil
+}
