@@ -69,6 +69,13 @@ func TestDependencyRules(t *testing.T) {
 			},
 		},
 		{
+			"replay knows neither framework nor clients nor NVML", "./pkg/replay",
+			func(p string) bool {
+				return !under(p, "k8s.io/kubernetes", "k8s.io/client-go", "k8s.io/kube-scheduler") &&
+					(!own(p) || under(p, module+"/pkg/geometry", module+"/pkg/api", module+"/pkg/pool", module+"/pkg/config", module+"/pkg/replay"))
+			},
+		},
+		{
 			"nvml is plain Go without Kubernetes", "./pkg/nvml",
 			func(p string) bool { return isStandard(p) || own(p) },
 		},

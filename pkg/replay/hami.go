@@ -1,0 +1,225 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package replay
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/dynamig/dynamig/pkg/geometry"
+	"github.com/dynamig/dynamig/pkg/pool"
+)
+
+// hami is how HAMi chooses, by its defaults: the fullest node that has room
+// ("binpack"), and there the emptiest GPU ("spread"). How full is the sum of three
+// ratios: instances, compute and memory in use. What a GPU gives is the business of
+// a giver: HAMi changed that in version 2.10.
+//
+// HAMi does not know compute when it chooses a profile, and cannot be asked for a
+// profile by name. Both are taken as asking for the memory of the smallest adequate
+// profile, which is more than it can do.
+type hami struct {
+	*cluster
+	giver giver
+	load  []load // by GPU
+	most  []load // by model: the whole of a GPU
+	nodes []nodeLoad
+}
+
+// giver finds what a GPU has for one more device beside those in spots, which are
+// of the same job and GPU. It changes nothing.
+type giver interface {
+	give(gpu, class int, spots []Spot) (Spot, bool)
+	took(spots []Spot)
+	gave(spots []Spot)
+}
+
+// load is what is in use of a GPU or node.
+type load struct {
+	instances, cores int // cores in percent
+	memory           int // MiB, or slices where MiB are not known
+}
+
+func (l load) plus(m load, by int) load {
+	return load{l.instances + by*m.instances, l.cores + by*m.cores, l.memory + by*m.memory}
+}
+
+// of is the sum of the three ratios.
+func (l load) of(all load) float64 {
+	ratio := func(a, b int) float64 { return float64(a) / float64(max(b, 1)) }
+	return ratio(l.instances, all.instances) + ratio(l.cores, all.cores) + ratio(l.memory, all.memory)
+}
+
+// nodeLoad is what is in use of a node, and all of it.
+type nodeLoad struct{ used, all load }
+
+func newHAMi(c *cluster, giver giver) *hami {
+	h := &hami{cluster: c, giver: giver, load: make([]load, len(c.fleet.gpus)), nodes: make([]nodeLoad, len(c.fleet.nodes))}
+	for _, m := range c.fleet.models {
+		all := load{instances: pool.Devices(m.catalogue), cores: 100, memory: m.slices()}
+		if m.inMiB() {
+			all.memory = m.board.MemoryMiB
+		}
+		h.most = append(h.most, all)
+	}
+	for _, g := range c.fleet.gpus {
+		n := &h.nodes[g.node]
+		n.all = n.all.plus(h.most[g.model], 1)
+	}
+	return h
+}
+
+// inMiB reports whether all memory of the model is known.
+func (m *model) inMiB() bool {
+	return m.board.MemoryMiB > 0 && !slices.ContainsFunc(m.catalogue.Entries(), func(e geometry.Entry) bool { return e.MemoryMiB == 0 })
+}
+
+// charge is what an instance counts as.
+func (h *hami) charge(s Spot) load {
+	m := h.fleet.models[h.fleet.gpus[s.GPU].model]
+	p, _ := m.catalogue.Model().Profile(s.Profile)
+	l := load{instances: 1, cores: (100*p.ComputeSlices + m.catalogue.Model().ComputeSlices() - 1) / m.catalogue.Model().ComputeSlices(), memory: p.Size}
+	if m.inMiB() {
+		l.memory = p.MemoryMiB
+	}
+	return l
+}
+
+func (h *hami) took(class int, spots []Spot) {
+	h.giver.took(spots)
+	h.count(spots, 1)
+}
+
+func (h *hami) gave(class int, spots []Spot) {
+	h.giver.gave(spots)
+	h.count(spots, -1)
+}
+
+func (h *hami) count(spots []Spot, by int) {
+	for _, s := range spots {
+		l := h.charge(s)
+		h.load[s.GPU] = h.load[s.GPU].plus(l, by)
+		n := &h.nodes[h.fleet.gpus[s.GPU].node]
+		n.used = n.used.plus(l, by)
+	}
+}
+
+func (h *hami) choose(class int) ([]Spot, bool) {
+	var found []Spot
+	fullest := -1.0
+	for i := range h.nodes {
+		n := &h.nodes[i]
+		if full := n.used.of(n.all); full > fullest {
+			if spots, ok := h.onNode(i, class); ok {
+				found, fullest = spots, full
+			}
+		}
+	}
+	return found, found != nil
+}
+
+// onNode walks the GPUs of a node, the emptiest first; each is asked until it has
+// nothing left.
+func (h *hami) onNode(node, class int) ([]Spot, bool) {
+	from, to := h.fleet.first[node], h.fleet.first[node+1]
+	order := make([]int, 0, maxGPUsPerNode)
+	for i := from; i < to; i++ {
+		order = append(order, i)
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Compare(h.load[a].of(h.most[h.fleet.gpus[a].model]), h.load[b].of(h.most[h.fleet.gpus[b].model]))
+	})
+	var spots []Spot
+	for _, i := range order {
+		before := len(spots)
+		for len(spots) < h.classes[class].devices {
+			s, ok := h.giver.give(i, class, spots[before:])
+			if !ok {
+				break
+			}
+			spots = append(spots, s)
+		}
+	}
+	return spots, len(spots) == h.classes[class].devices
+}
+
+// flexible is HAMi 2.10: any placement. Of the profiles with enough memory,
+// smallest first, it takes the first that has room; 1g and 3g go as high as
+// possible, others as low as possible. A request by name gets that profile or none,
+// which spares HAMi its silent step to a larger one.
+type flexible struct {
+	*cluster
+	offers [][]geometry.ProfileID // by model, smallest first
+}
+
+func newFlexible(c *cluster) *flexible {
+	f := &flexible{cluster: c}
+	for _, m := range c.fleet.models {
+		var ids []geometry.ProfileID
+		for _, e := range m.catalogue.Entries() { // by memory; of equal memory by compute
+			p, _ := m.catalogue.Model().Profile(e.Profile)
+			if !slices.Contains(ids, e.Profile) && (!p.Special() || m.catalogue.Rule() != geometry.RuleHardware) {
+				ids = append(ids, e.Profile)
+			}
+		}
+		f.offers = append(f.offers, ids)
+	}
+	return f
+}
+
+func (f *flexible) took([]Spot) {}
+func (f *flexible) gave([]Spot) {}
+
+func (f *flexible) give(gpu, class int, spots []Spot) (Spot, bool) {
+	at, need := f.at[gpu], f.classes[class].sizes[f.fleet.gpus[gpu].model]
+	if need.memory == 0 {
+		return Spot{}, false
+	}
+	occupancy := at.occupancy
+	for _, s := range spots {
+		occupancy, _ = at.of.model.Occupy(occupancy, s.Placed) // given a moment ago
+	}
+	for _, id := range f.candidates(gpu, class) {
+		p, _ := at.of.model.Profile(id)
+		high := p.ComputeSlices == 1 || p.ComputeSlices == 3
+		start, found := 0, false
+		for s := range at.of.model.Starts(occupancy, id) {
+			start, found = s, true
+			if !high {
+				break
+			}
+		}
+		if found {
+			return Spot{gpu, geometry.Placed{Profile: id, Start: start}}, true
+		}
+	}
+	return Spot{}, false
+}
+
+// candidates lists the profiles that would do.
+func (f *flexible) candidates(gpu, class int) []geometry.ProfileID {
+	model := f.fleet.gpus[gpu].model
+	c := &f.classes[class]
+	need := c.sizes[model].entry.Profile
+	if c.want.Profile != "" {
+		return []geometry.ProfileID{need}
+	}
+	offers := f.offers[model]
+	for i, id := range offers {
+		if f.fleet.models[model].enough(id, need) {
+			return offers[i:]
+		}
+	}
+	return nil
+}
+
+// enough reports whether a profile has the memory of another.
+func (m *model) enough(id, need geometry.ProfileID) bool {
+	p, _ := m.catalogue.Model().Profile(id)
+	q, _ := m.catalogue.Model().Profile(need)
+	if p.MemoryMiB > 0 && q.MemoryMiB > 0 {
+		return p.MemoryMiB >= q.MemoryMiB
+	}
+	return p.Size >= q.Size
+}
