@@ -83,6 +83,11 @@ type offer struct {
 	named   bool          // given only to requests that name the profile
 }
 
+// Nothing is the catalogue of a GPU that cannot be cut: nothing fits it.
+func Nothing(name string) *Catalogue {
+	return &Catalogue{model: &Model{name: name, full: -1}, rule: RuleHardware}
+}
+
 // NewCatalogue checks a configuration against a model and prepares decisions.
 // allowed is read in RuleAllowlist only, templates in RuleTemplates only; both
 // must then name profiles of the model, and each template must be placeable on

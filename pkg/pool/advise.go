@@ -237,7 +237,7 @@ func templateChange(prospects []prospect, r *Request) *TemplateChange {
 		}
 		for _, d := range plan.Devices {
 			before := p.view.Node.GPUs[d.GPU]
-			if before.Catalogue.Rule() != geometry.RuleHardware {
+			if !d.IsShare() && before.Catalogue.Rule() != geometry.RuleHardware {
 				return freed.with(plan).change(d, before.Catalogue.Rule())
 			}
 		}

@@ -19,6 +19,20 @@ type Catalogues struct {
 	known map[string]*geometry.Catalogue
 }
 
+// Nothing returns the catalogue of a model that cannot be cut.
+func (c *Catalogues) Nothing(model string) *geometry.Catalogue {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := "nothing " + model
+	if c.known[key] == nil {
+		if c.known == nil {
+			c.known = map[string]*geometry.Catalogue{}
+		}
+		c.known[key] = geometry.Nothing(model)
+	}
+	return c.known[key]
+}
+
 // Of returns the catalogue of a model, building it the first time.
 func (c *Catalogues) Of(m *v1alpha1.GPUModel) (*geometry.Catalogue, error) {
 	text, err := json.Marshal(m)

@@ -255,17 +255,20 @@ const maxRepacks = 32
 // repack reports whether everything that the pods of one node hold would fit there
 // anew together with the request; failing that, whether it would between nodes.
 func (f *Fleet) repack(open []*site, r *Request) *Repack {
-	if len(open) == 0 {
+	if len(open) == 0 || !r.MIG {
 		return nil
 	}
 	byRoom := slices.Clone(open)
 	slices.SortStableFunc(byRoom, func(a, b *site) int { return cmp.Compare(f.freeOn(b), f.freeOn(a)) })
 	for _, s := range byRoom[:min(len(byRoom), maxRepacks)] {
 		all := &Request{MIG: true}
+		var wants []geometry.Want
 		for _, t := range s.tenants {
-			all.Devices = append(all.Devices, s.node.wants(t)...)
+			wants = append(wants, s.node.wants(t)...)
 		}
-		all.Devices = append(all.Devices, r.Devices...)
+		for _, w := range append(wants, r.Devices...) {
+			all.add(w, ShareWant{})
+		}
 		if _, verdict := s.node.idle().Fit(all); verdict == nil {
 			return &Repack{Node: s.node.Name}
 		}
@@ -320,7 +323,7 @@ func (s *site) kindsOn(g *GPU) (geometry.Kinds, bool) {
 				continue
 			}
 			k, ok := g.Catalogue.Model().KindsOf(h.Profile)
-			if !ok {
+			if !ok || h.IsShare() {
 				return sum, false
 			}
 			sum = sum.Add(k)
@@ -336,11 +339,11 @@ func (f *Fleet) freeOn(s *site) int {
 	return r.Free
 }
 
-// wants asks for what a tenant holds.
+// wants asks for the instances that a tenant holds.
 func (n *Node) wants(t *Tenant) []geometry.Want {
 	var out []geometry.Want
 	for _, h := range t.Spans {
-		if i, ok := n.index[h.GPU]; ok {
+		if i, ok := n.index[h.GPU]; ok && !h.IsShare() {
 			if p, known := n.GPUs[i].Catalogue.Model().Profile(h.Profile); known {
 				out = append(out, geometry.Want{Profile: p.Name, Oversize: true})
 			}

@@ -4,7 +4,6 @@
 package pool
 
 import (
-	"cmp"
 	"slices"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -16,82 +15,148 @@ type Plan struct {
 	Devices []Assigned
 
 	// Score orders plans over GPUs and nodes, lower is better: the number of
-	// oversize devices first, then the sum of the geometry's scores.
+	// oversize devices first, then that of devices in a mode that suits them less,
+	// then the sum of the scores of the places.
 	Score int64
 }
 
-// Assigned is the choice for one device.
+// Assigned is the choice for one device: a MIG instance, or a software share.
 type Assigned struct {
 	GPU int // position in Node.GPUs
 	geometry.Choice
+	Share v1alpha1.Share // zero for an instance; its ID is not set
 }
 
-// bandWeight is larger than any sum of geometry scores of one pod.
-const bandWeight = int64(1) << 50
+// IsShare tells a software share from an instance.
+func (a *Assigned) IsShare() bool { return a.Share.MemoryMiB > 0 }
 
-// score of one choice on its own.
-func score(c geometry.Choice) int64 {
-	if c.Exact {
-		return c.Score
+// Weights of the bands: each is larger than any sum of what stands below it.
+const (
+	oversizeWeight = int64(1) << 54
+	modeWeight     = int64(1) << 44
+)
+
+// score of one choice for a device on its own. A software share is always exact:
+// its score is the memory that it leaves on the GPU, so that shares fill GPUs up.
+func (v *View) score(r *Request, device int, a *Assigned, t Taken) int64 {
+	score := modeWeight * v.aversion(r, device, a)
+	if a.IsShare() {
+		return score + v.Node.GPUs[a.GPU].Shares.MemoryMiB - t.MemoryMiB - a.Share.MemoryMiB
 	}
-	return bandWeight + c.Score
+	if !a.Exact {
+		score += oversizeWeight
+	}
+	return score + a.Choice.Score
 }
 
-// maxSteps bounds the search for several devices. Realistic mixes need a few
-// steps per device; beyond the bound the node counts as full.
-const maxSteps = 20000
+// aversion is how little a mode suits a device whose pod does not name one: an
+// instance of which the request fills half or more, 0; a share, 1; any other
+// instance, and any of a container with several devices, since one CUDA process
+// sees one MIG device, 2.
+func (v *View) aversion(r *Request, device int, a *Assigned) int64 {
+	switch {
+	case !r.MIG || !r.Share:
+		return 0
+	case a.IsShare():
+		return 1
+	case r.joint[device] || !fillsHalf(r.Devices[device], v.Node.GPUs[a.GPU].Catalogue.Model(), a):
+		return 2
+	default:
+		return 0
+	}
+}
 
-// Fit finds placements for all devices of r on the node, or says why there are
-// none. Each device goes to the best free choice, larger devices first, with
+// fillsHalf reports whether a want uses half or more of an instance, by what it
+// asks for.
+func fillsHalf(w geometry.Want, m *geometry.Model, a *Assigned) bool {
+	switch {
+	case w.Full || w.Profile != "":
+		return true
+	case w.MemoryMiB > 0:
+		return 2*w.MemoryMiB >= a.MemoryMiB
+	case w.Percent > 0:
+		return 2*w.Percent*m.MemorySlices() >= 100*a.Size
+	default:
+		profile, _ := m.Profile(a.Profile)
+		return 2*w.Cores*m.ComputeSlices() >= 100*profile.ComputeSlices
+	}
+}
+
+// Fit finds a place for all devices of r on the node, or says why there is none.
+// Each device goes to the best free choice, larger devices first, with
 // backtracking: what the node can hold is found, unless the search exceeds
-// maxSteps. Ties go to the lower GPU position and start, so equal input gives
-// equal output. Pure; safe for parallel use.
+// maxSteps. Devices of one container are all instances or all shares, and shares
+// are on different GPUs. Ties go to the lower GPU position and start, so equal
+// input gives equal output. Pure; safe for parallel use.
 func (v *View) Fit(r *Request) (Plan, *Verdict) {
 	if verdict := v.precheck(r); verdict != nil {
 		return Plan{}, verdict
 	}
-	if len(r.Devices) == 1 {
-		if best, ok := v.best(r.Devices[0]); ok {
-			return Plan{Devices: []Assigned{best}, Score: score(best.Choice)}, nil
-		}
-		return Plan{}, v.explain(r)
+	if plan, ok := v.plan(r); ok {
+		return plan, nil
 	}
-	s := newSearch(v, r)
-	if !s.place(0) {
-		return Plan{}, v.explain(r)
-	}
-	return s.plan(), nil
+	return Plan{}, v.explain(r)
 }
 
-// precheck rejects what needs no look at the GPUs.
+// plan is Fit without a reason.
+func (v *View) plan(r *Request) (Plan, bool) {
+	if len(r.Devices) == 1 {
+		best, score, ok := v.best(r)
+		return Plan{Devices: []Assigned{best}, Score: score}, ok
+	}
+	return v.search(r)
+}
+
+// precheck rejects what needs no look at what is taken.
 func (v *View) precheck(r *Request) *Verdict {
+	offers := func(g GPU) bool { return g.Offered || g.Shares != nil }
+	mode := func(g GPU) bool { return r.MIG && g.Offered || r.Share && g.Shares != nil }
+	selected := func(g GPU) bool { return mode(g) && r.Select.accept(&g) }
 	switch {
 	case v.contested:
 		return &Verdict{Reason: ReasonNominated, Curable: true}
-	case !r.MIG:
+	case slices.ContainsFunc(v.Node.GPUs, selected):
+		return nil
+	case slices.ContainsFunc(v.Node.GPUs, mode):
+		return &Verdict{Reason: ReasonNotSelected}
+	case slices.ContainsFunc(v.Node.GPUs, offers) || !r.MIG:
 		return &Verdict{Reason: ReasonNoMode}
-	case !slices.ContainsFunc(v.Node.GPUs, func(g GPU) bool { return g.Offered }):
+	default:
 		return &Verdict{Reason: ReasonNotOffered}
 	}
-	return nil
 }
 
 // best is the best choice for a single device.
-func (v *View) best(w geometry.Want) (best Assigned, found bool) {
+func (v *View) best(r *Request) (best Assigned, lowest int64, found bool) {
 	for i := range v.Node.GPUs {
-		g := &v.Node.GPUs[i]
-		if !g.Offered {
-			continue
-		}
-		c, ok := v.first(i, w)
-		if ok && (!found || score(c) < score(best.Choice)) {
-			best, found = Assigned{GPU: i, Choice: c}, true
+		if a, score, ok := v.bestOn(r, i); ok && (!found || score < lowest) {
+			best, lowest, found = a, score, true
 		}
 	}
-	return best, found
+	return best, lowest, found
 }
 
-// first is the preferred choice on one GPU.
+// bestOn is the best choice for a single device on one GPU.
+func (v *View) bestOn(r *Request, gpu int) (best Assigned, lowest int64, found bool) {
+	if !r.Select.accept(&v.Node.GPUs[gpu]) {
+		return best, 0, false
+	}
+	s := state{occupied: v.occupied, taken: v.taken} // read only
+	if a, ok := v.share(r, 0, gpu, &s); ok {
+		best, lowest, found = a, v.score(r, 0, &a, v.taken[gpu]), true
+	}
+	if r.MIG && s.cuttable(v.Node, gpu) {
+		if c, ok := v.first(gpu, r.Devices[0]); ok {
+			a := Assigned{GPU: gpu, Choice: c}
+			if score := v.score(r, 0, &a, v.taken[gpu]); !found || score < lowest {
+				best, lowest, found = a, score, true
+			}
+		}
+	}
+	return best, lowest, found
+}
+
+// first is the preferred instance on one GPU.
 func (v *View) first(gpu int, w geometry.Want) (first geometry.Choice, found bool) {
 	if g := &v.Node.GPUs[gpu]; len(g.avoided) == 0 {
 		return g.Catalogue.Fit(v.occupied[gpu], w)
@@ -103,6 +168,49 @@ func (v *View) first(gpu int, w geometry.Want) (first geometry.Choice, found boo
 	return first, found
 }
 
+// mode is a set of modes.
+type mode uint8
+
+const (
+	mig mode = 1 << iota
+	share
+)
+
+func (r *Request) modes() (m mode) {
+	if r.MIG {
+		m |= mig
+	}
+	if r.Share {
+		m |= share
+	}
+	return m
+}
+
+// each yields the choices for a device on one GPU in some modes.
+func (v *View) each(r *Request, device, gpu int, s *state, in mode, yield func(Assigned)) {
+	if in&share != 0 {
+		if a, ok := v.share(r, device, gpu, s); ok {
+			yield(a)
+		}
+	}
+	if in&mig != 0 && s.cuttable(v.Node, gpu) {
+		v.choices(gpu, s.occupied[gpu], r.Devices[device], func(c geometry.Choice) bool {
+			yield(Assigned{GPU: gpu, Choice: c})
+			return true
+		})
+	}
+}
+
+// share is the software share for a device on a GPU, if it fits there.
+func (v *View) share(r *Request, device, gpu int, s *state) (Assigned, bool) {
+	g := &v.Node.GPUs[gpu]
+	if !r.Share || g.Shares == nil || g.avoidsShares && !v.regardless {
+		return Assigned{}, false
+	}
+	share, ok := r.Shares[device].on(g.Shares)
+	return Assigned{GPU: gpu, Share: share}, ok && s.admits(g, gpu, share)
+}
+
 // choices yields the choices on one GPU in a state, preferred ones first, without
 // those that are avoided.
 func (v *View) choices(gpu int, o geometry.Occupancy, w geometry.Want, yield func(geometry.Choice) bool) {
@@ -112,122 +220,46 @@ func (v *View) choices(gpu int, o geometry.Occupancy, w geometry.Want, yield fun
 	})
 }
 
-// search is one depth-first search over the devices of a request.
-type search struct {
-	view     *View
-	request  *Request
-	order    []int // devices, largest want first
+// state is what is taken of each GPU, by position.
+type state struct {
 	occupied []geometry.Occupancy
-	chosen   []Assigned // by device
-	dead     map[string]struct{}
-	steps    int
+	taken    []Taken
 }
 
-func newSearch(v *View, r *Request) *search {
-	s := &search{
-		view:     v,
-		request:  r,
-		order:    make([]int, len(r.Devices)),
-		occupied: slices.Clone(v.occupied),
-		chosen:   make([]Assigned, len(r.Devices)),
-		dead:     map[string]struct{}{},
-	}
-	for i := range s.order {
-		s.order[i] = i
-	}
-	slices.SortStableFunc(s.order, func(a, b int) int {
-		return compareWants(r.Devices[b], r.Devices[a])
-	})
-	return s
+// state is a copy of what is taken in the view.
+func (v *View) state() state {
+	return state{occupied: slices.Clone(v.occupied), taken: slices.Clone(v.taken)}
 }
 
-// compareWants orders by size, as far as a want tells without a model.
-func compareWants(a, b geometry.Want) int {
-	full := func(w geometry.Want) int {
-		if w.Full {
-			return 1
-		}
-		return 0
-	}
-	return cmp.Or(cmp.Compare(full(a), full(b)), cmp.Compare(a.Percent, b.Percent),
-		cmp.Compare(a.MemoryMiB, b.MemoryMiB), cmp.Compare(a.Cores, b.Cores), cmp.Compare(a.Profile, b.Profile))
+// cuttable reports whether a GPU takes instances.
+func (s *state) cuttable(n *Node, gpu int) bool {
+	return n.GPUs[gpu].Offered && s.taken[gpu].Count == 0
 }
 
-// place assigns the devices from position i of the order on.
-func (s *search) place(i int) bool {
-	if i == len(s.order) {
-		return true
-	}
-	state := s.key(i)
-	if _, known := s.dead[state]; known {
-		return false
-	}
-	device := s.order[i]
-	for _, a := range s.candidates(s.request.Devices[device]) {
-		if s.steps++; s.steps > maxSteps {
+// admits reports whether a share fits on a GPU.
+func (s *state) admits(g *GPU, gpu int, share v1alpha1.Share) bool {
+	return s.occupied[gpu].Mask == 0 && s.taken[gpu].admits(share, g.Shares)
+}
+
+// take takes a choice, if it is on offer and free.
+func (s *state) take(n *Node, a Assigned) bool {
+	g := &n.GPUs[a.GPU]
+	if a.IsShare() {
+		if g.Shares == nil || !s.admits(g, a.GPU, a.Share) {
 			return false
 		}
-		before := s.occupied[a.GPU]
-		next, err := s.view.Node.GPUs[a.GPU].Catalogue.Model().Occupy(before, a.Placed)
-		if err != nil {
-			continue // not reached: the catalogue offers free placements only
-		}
-		s.occupied[a.GPU], s.chosen[device] = next, a
-		if s.place(i + 1) {
-			return true
-		}
-		s.occupied[a.GPU] = before
+		s.taken[a.GPU] = s.taken[a.GPU].with(a.Share)
+		return true
 	}
-	s.dead[state] = struct{}{}
-	return false
-}
-
-// candidates lists the choices for a want, best first. Of GPUs that look the
-// same only the first is tried.
-func (s *search) candidates(w geometry.Want) []Assigned {
-	type look struct {
-		catalogue *geometry.Catalogue
-		occupied  geometry.Occupancy
+	if !s.cuttable(n, a.GPU) {
+		return false
 	}
-	tried := map[look]struct{}{}
-	var out []Assigned
-	for i := range s.view.Node.GPUs {
-		g := &s.view.Node.GPUs[i]
-		this := look{g.Catalogue, s.occupied[i]}
-		if _, again := tried[this]; again || !g.Offered {
-			continue
-		}
-		if len(g.avoided) == 0 {
-			tried[this] = struct{}{}
-		}
-		s.view.choices(i, s.occupied[i], w, func(c geometry.Choice) bool {
-			out = append(out, Assigned{GPU: i, Choice: c})
-			return true
-		})
+	next, err := g.Catalogue.Model().Occupy(s.occupied[a.GPU], a.Placed)
+	if err != nil {
+		return false
 	}
-	slices.SortStableFunc(out, func(a, b Assigned) int { return cmp.Compare(score(a.Choice), score(b.Choice)) })
-	return out
-}
-
-// key names a state of the search: what is left to place, and where.
-func (s *search) key(i int) string {
-	key := make([]byte, 0, 1+len(s.occupied)*12)
-	key = append(key, byte(i))
-	for _, o := range s.occupied {
-		for shift := 0; shift < 64; shift += 8 {
-			key = append(key, byte(o.Mask>>shift))
-		}
-		key = append(key, o.Counts[:]...)
-	}
-	return string(key)
-}
-
-func (s *search) plan() Plan {
-	p := Plan{Devices: s.chosen}
-	for _, a := range s.chosen {
-		p.Score += score(a.Choice)
-	}
-	return p
+	s.occupied[a.GPU] = next
+	return true
 }
 
 // Allocation is the annotation that publishes the plan.
@@ -238,14 +270,20 @@ func (v *View) Allocation(r *Request, p Plan) v1alpha1.Allocation {
 	}
 	for name, indexes := range r.Containers {
 		for _, i := range indexes {
-			a.Containers[name] = append(a.Containers[name], v.device(p.Devices[i]))
+			a.Containers[name] = append(a.Containers[name], v.device(i, p.Devices[i]))
 		}
 	}
 	return a
 }
 
-func (v *View) device(d Assigned) v1alpha1.Device {
+// device is one device of the annotation; its position in the plan is a share's id.
+func (v *View) device(position int, d Assigned) v1alpha1.Device {
 	g := &v.Node.GPUs[d.GPU]
+	if d.IsShare() {
+		share := d.Share
+		share.ID = int32(position)
+		return v1alpha1.Device{GPU: g.ID, Share: &share}
+	}
 	profile, _ := g.Catalogue.Model().Profile(d.Profile)
 	return v1alpha1.Device{GPU: g.ID, MIG: &v1alpha1.MIGInstance{
 		ProfileID: int32(d.Profile), Profile: profile.Name, Start: int32(d.Start), Size: int32(d.Size), MemoryMiB: int64(d.MemoryMiB),
@@ -256,7 +294,15 @@ func (v *View) device(d Assigned) v1alpha1.Device {
 func (v *View) Holder(r *Request, p Plan) Holder {
 	h := Holder{Pod: r.Pod, UID: r.UID, Node: v.Node.Name, Spans: make([]Held, len(p.Devices))}
 	for i, d := range p.Devices {
-		h.Spans[i] = Held{GPU: v.Node.GPUs[d.GPU].ID, Placed: d.Placed, Size: d.Size}
+		h.Spans[i] = v.held(i, d)
+	}
+	return h
+}
+
+func (v *View) held(position int, d Assigned) Held {
+	h := Held{GPU: v.Node.GPUs[d.GPU].ID, Placed: d.Placed, Size: d.Size, Share: d.Share}
+	if d.IsShare() {
+		h.Share.ID = int32(position)
 	}
 	return h
 }
@@ -266,19 +312,14 @@ func (v *View) Holder(r *Request, p Plan) Holder {
 // way. It is the last check before a choice is published.
 func (n *Node) Offers(h Holder) bool { return n.idle().Has(h) }
 
-// Has reports whether all of h's placements are on offer and free in v.
+// Has reports whether all that h holds is on offer and free in v.
 func (v *View) Has(h Holder) bool {
-	occupied := slices.Clone(v.occupied)
+	state := v.state()
 	for _, s := range h.Spans {
 		i, ok := v.Node.index[s.GPU]
-		if !ok || !v.Node.GPUs[i].Offered {
+		if !ok || !state.take(v.Node, Assigned{GPU: i, Choice: geometry.Choice{Placed: s.Placed}, Share: s.Share}) {
 			return false
 		}
-		next, err := v.Node.GPUs[i].Catalogue.Model().Occupy(occupied[i], s.Placed)
-		if err != nil {
-			return false
-		}
-		occupied[i] = next
 	}
 	return true
 }

@@ -13,12 +13,16 @@ import (
 	"github.com/dynamig/dynamig/pkg/geometry"
 )
 
-// Held is one span of a Holder.
+// Held is one device of a Holder: a span, or a software share.
 type Held struct {
 	GPU string // UUID
 	geometry.Placed
-	Size int // memory slices
+	Size  int            // memory slices; 0 for a share
+	Share v1alpha1.Share // zero for a span
 }
+
+// IsShare tells a software share from a span.
+func (h Held) IsShare() bool { return h.Share.MemoryMiB > 0 }
 
 // State of a Holder.
 //
@@ -74,6 +78,9 @@ func spansOf(a *v1alpha1.Allocation) []Held {
 			Placed: geometry.Placed{Profile: geometry.ProfileID(s.ProfileID), Start: int(s.Start)},
 			Size:   int(s.Size),
 		}
+	}
+	for _, d := range a.Shares() {
+		held = append(held, Held{GPU: d.GPU, Share: *d.Share})
 	}
 	return held
 }

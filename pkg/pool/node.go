@@ -27,13 +27,24 @@ type Node struct {
 type GPU struct {
 	ID        string // UUID
 	Index     int32  // for people
+	Model     string // NVML product name
+	NUMA      int32  // node, -1 where unknown
 	Catalogue *geometry.Catalogue
-	Offered   bool   // takes new instances
-	Why       string // why not, when not Offered
+	Offered   bool   // takes new MIG instances
+	Why       string // why it takes nothing new, when neither Offered nor Shares
+
+	// Shares is what the GPU offers to software shares; nil where it takes none.
+	Shares *v1alpha1.ShareCapacity
 
 	blocked geometry.Occupancy // Foreign and Stuck instances
 	avoided []geometry.Placed  // not to be chosen, though free: see Pool.Avoid
+
+	avoidsShares bool // the same for shares
 }
+
+// AvoidsShares reports whether no new shares are to be chosen though they may fit:
+// see Pool.Avoid.
+func (g *GPU) AvoidsShares() bool { return g.avoidsShares }
 
 // Avoided lists the placements that are not to be chosen though they may be free:
 // see Pool.Avoid.
@@ -69,16 +80,19 @@ func NodeOf(obj *v1alpha1.GPUNode, catalogues *Catalogues) (*Node, error) {
 }
 
 func gpuOf(status *v1alpha1.GPUNodeStatus, in *v1alpha1.GPU, catalogues *Catalogues) (GPU, error) {
-	model := status.Model(in.Model)
-	if model == nil {
-		return GPU{}, fmt.Errorf("model %q is not in status.models", in.Model)
-	}
-	catalogue, err := catalogues.Of(model)
+	catalogue, err := catalogueOf(status, in, catalogues)
 	if err != nil {
 		return GPU{}, err
 	}
-	g := GPU{ID: in.UUID, Index: in.Index, Catalogue: catalogue}
-	g.Offered, g.Why = offered(in)
+	g := GPU{ID: in.UUID, Index: in.Index, Model: in.Model, NUMA: in.NUMA, Catalogue: catalogue}
+	switch mode, why := offers(in); mode {
+	case v1alpha1.ModeMIG:
+		g.Offered = true
+	case v1alpha1.ModeHAMiCore:
+		g.Shares = in.Shares
+	default:
+		g.Why = why
+	}
 	for _, inst := range in.Instances {
 		if inst.State != v1alpha1.InstanceForeign && inst.State != v1alpha1.InstanceStuck {
 			continue
@@ -92,15 +106,31 @@ func gpuOf(status *v1alpha1.GPUNodeStatus, in *v1alpha1.GPU, catalogues *Catalog
 	return g, nil
 }
 
-// offered says whether a GPU takes new instances.
-func offered(in *v1alpha1.GPU) (bool, string) {
+// catalogueOf is what a GPU can be cut into: nothing where it is in mode hami-core
+// and its model is not in the report.
+func catalogueOf(status *v1alpha1.GPUNodeStatus, in *v1alpha1.GPU, catalogues *Catalogues) (*geometry.Catalogue, error) {
+	model := status.Model(in.Model)
+	switch {
+	case model != nil:
+		return catalogues.Of(model)
+	case in.Mode.Current == v1alpha1.ModeHAMiCore:
+		return catalogues.Nothing(in.Model), nil
+	default:
+		return nil, fmt.Errorf("model %q is not in status.models", in.Model)
+	}
+}
+
+// offers says in which mode a GPU takes new work, empty for none, and why not.
+func offers(in *v1alpha1.GPU) (mode, why string) {
 	switch {
 	case in.Health != v1alpha1.Healthy:
-		return false, "unhealthy"
-	case in.Mode.Current != v1alpha1.ModeMIG || in.Mode.Wanted != v1alpha1.ModeMIG || in.Mode.Pending:
-		return false, "not in mode mig"
+		return "", "unhealthy"
+	case in.Mode.Current != in.Mode.Wanted || in.Mode.Pending:
+		return "", "not in mode " + in.Mode.Wanted
+	case in.Mode.Current == v1alpha1.ModeHAMiCore && in.Shares == nil:
+		return "", "takes no software shares"
 	default:
-		return true, ""
+		return in.Mode.Current, ""
 	}
 }
 
@@ -114,7 +144,11 @@ func (n *Node) avoiding(holders []*Holder) *Node {
 	out.GPUs = slices.Clone(n.GPUs)
 	for _, h := range holders {
 		for _, s := range h.Spans {
-			if i, ok := n.index[s.GPU]; ok {
+			switch i, ok := n.index[s.GPU]; {
+			case !ok:
+			case s.IsShare():
+				out.GPUs[i].avoidsShares = true
+			default:
 				out.GPUs[i].avoided = append(out.GPUs[i].avoided, s.Placed)
 			}
 		}
@@ -134,6 +168,9 @@ func (n *Node) Devices() int {
 	for i := range n.GPUs {
 		if n.GPUs[i].Offered {
 			sum += Devices(n.GPUs[i].Catalogue)
+		}
+		if shares := n.GPUs[i].Shares; shares != nil {
+			sum += int(shares.Count)
 		}
 	}
 	return sum

@@ -220,7 +220,7 @@ func terminal(pod *v1.Pod) bool {
 
 // viewWith is the view in which exactly these holders are there.
 func viewWith(node *Node, holders []Holder) *View {
-	b := builder{node: node, occupied: node.idle().occupied}
+	b := builder{node: node, state: node.idle().state()}
 	for i := range holders {
 		b.add(holders[i].Spans)
 	}
@@ -284,7 +284,9 @@ func spansByGPU(holders []Holder) map[string][]heldSpan {
 	out := map[string][]heldSpan{}
 	for i := range holders {
 		for _, s := range holders[i].Spans {
-			out[s.GPU] = append(out[s.GPU], heldSpan{s, &holders[i]})
+			if !s.IsShare() {
+				out[s.GPU] = append(out[s.GPU], heldSpan{s, &holders[i]})
+			}
 		}
 	}
 	return out

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -26,10 +27,11 @@ type Pool struct {
 
 	mu      sync.RWMutex // guards what follows
 	nodes   map[string]*entry
-	broken  map[string]error            // GPUNodes that cannot be read
-	avoided map[string][]*Holder        // by node: see Avoid
-	models  map[*geometry.Catalogue]int // GPUs offered, by catalogue
-	largest int                         // most devices of any node
+	broken  map[string]error               // GPUNodes that cannot be read
+	avoided map[string][]*Holder           // by node: see Avoid
+	models  map[*geometry.Catalogue]int    // GPUs offered, by catalogue
+	shares  map[v1alpha1.ShareCapacity]int // GPUs offered to shares, by capacity
+	largest int                            // most devices of any node
 }
 
 // entry is a node with its two newest views: nominated pods make kube-scheduler
@@ -65,6 +67,7 @@ func New(opts Options) *Pool {
 		broken:  map[string]error{},
 		avoided: map[string][]*Holder{},
 		models:  map[*geometry.Catalogue]int{},
+		shares:  map[v1alpha1.ShareCapacity]int{},
 	}
 }
 
@@ -130,6 +133,11 @@ func (p *Pool) remove(name string) {
 // count keeps the figures that Possible needs.
 func (p *Pool) count(node *Node, by int) {
 	for i := range node.GPUs {
+		if shares := node.GPUs[i].Shares; shares != nil {
+			if p.shares[*shares] += by; p.shares[*shares] == 0 {
+				delete(p.shares, *shares)
+			}
+		}
 		if !node.GPUs[i].Offered {
 			continue
 		}
@@ -204,32 +212,63 @@ func (p *Pool) FreshView(node *Node, pods iter.Seq[*v1.Pod], scope Scope) *View 
 func (p *Pool) Possible(r *Request) error {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	if len(p.models) == 0 {
-		return invalid("no node offers MIG instances yet: no GPUNode reports a usable GPU in mode %s", v1alpha1.ModeMIG)
+	mig, share := r.MIG && len(p.models) > 0, r.Share && len(p.shares) > 0
+	switch {
+	case len(p.models)+len(p.shares) == 0:
+		return invalid("no node offers GPUs yet: no GPUNode reports a usable GPU")
+	case !mig && !share:
+		return nil // Fit says so for each node
 	}
 	if n := len(r.Devices); n > p.largest {
 		return invalid("the pod asks for %d devices of %s; the largest node can hold %d", n, v1alpha1.ResourceGPU, p.largest)
 	}
-	for _, w := range r.Devices {
-		if err := p.possible(w); err != nil {
-			return err
+	for i, w := range r.Devices {
+		if mig && p.cuttable(w) || share && p.shareable(r.Shares[i]) {
+			continue
 		}
+		return invalid("%s asks for %s; no GPU in the cluster can %s", field(w), Describe(w), p.limits(mig, share))
 	}
 	return nil
 }
 
-func (p *Pool) possible(w geometry.Want) error {
-	most, name := -1, ""
+func (p *Pool) cuttable(w geometry.Want) bool {
 	for c := range p.models {
 		if _, ok := c.Can(w); ok {
-			return nil
-		}
-		if e, profile := largest(c); e.MemoryMiB > most || (e.MemoryMiB == most && profile.Name < name) {
-			most, name = e.MemoryMiB, profile.Name
+			return true
 		}
 	}
-	return invalid("%s asks for %s; no GPU in the cluster can be cut into that, the largest profile on offer is %s with %d MiB",
-		field(w), Describe(w), name, most)
+	return false
+}
+
+func (p *Pool) shareable(w ShareWant) bool {
+	for c := range p.shares {
+		if _, ok := w.on(&c); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// limits says what is the most that GPUs offer in some modes.
+func (p *Pool) limits(mig, share bool) string {
+	var parts []string
+	if mig {
+		most, name := -1, ""
+		for c := range p.models {
+			if e, profile := largest(c); e.MemoryMiB > most || (e.MemoryMiB == most && profile.Name < name) {
+				most, name = e.MemoryMiB, profile.Name
+			}
+		}
+		parts = append(parts, fmt.Sprintf("be cut into that, the largest profile on offer is %s with %d MiB", name, most))
+	}
+	if share {
+		var most int64
+		for c := range p.shares {
+			most = max(most, c.MemoryMiB)
+		}
+		parts = append(parts, fmt.Sprintf("be shared as that, the most on offer is %d MiB", most))
+	}
+	return strings.Join(parts, ", or ")
 }
 
 // field names the part of the pod that a want came from.

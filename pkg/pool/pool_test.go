@@ -506,7 +506,7 @@ func TestPossible(t *testing.T) {
 		}
 		return fmt.Sprint(p.Possible(r))
 	}
-	if got, want := ask(pod("a").wants("c", "gpu=1")), "no node offers MIG instances yet: no GPUNode reports a usable GPU in mode mig"; got != want {
+	if got, want := ask(pod("a").wants("c", "gpu=1")), "no node offers GPUs yet: no GPUNode reports a usable GPU"; got != want {
 		t.Errorf("empty pool: %s, want %s", got, want)
 	}
 	if err := p.Update(featureTemplates(t, gpuNode(t, "A100-40GB", 2))); err != nil {

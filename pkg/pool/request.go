@@ -25,12 +25,17 @@ type Options struct {
 type Request struct {
 	Pod     types.NamespacedName
 	UID     types.UID
-	MIG     bool // a MIG instance would do
-	Devices []geometry.Want
+	MIG     bool            // a MIG instance would do
+	Share   bool            // a software share would do
+	Devices []geometry.Want // what each device must be as a MIG instance
+	Shares  []ShareWant     // what each device must be as a software share
+	Select  Selectors
 
 	// Containers lists for each container with devices, by name, the indexes
 	// into Devices in the order of the allocation.
 	Containers map[string][]int
+
+	joint []bool // by device: a container has it together with others
 }
 
 // InvalidError is a mistake in a pod. Its text names the field and the remedy.
@@ -95,8 +100,14 @@ func Parse(pod *v1.Pod, opts Options) (*Request, error) {
 	if err := r.parseMode(pod.Annotations[v1alpha1.AnnotationMode]); err != nil {
 		return nil, err
 	}
+	if err := r.Select.parse(pod.Annotations); err != nil {
+		return nil, err
+	}
 	b := requestBuilder{request: r, opts: opts, profile: pod.Annotations[v1alpha1.AnnotationProfile]}
 	if err := b.addAll(pod); err != nil {
+		return nil, err
+	}
+	if err := b.limitShares(); err != nil {
 		return nil, err
 	}
 	return r, nil
@@ -107,11 +118,12 @@ func Parse(pod *v1.Pod, opts Options) (*Request, error) {
 // a mistake and refused.
 func (r *Request) parseMode(text string) error {
 	if text == "" {
-		r.MIG = true
+		r.MIG, r.Share = true, true
 		return nil
 	}
 	r.MIG = strings.Contains(text, v1alpha1.ModeMIG)
-	if !r.MIG && !strings.Contains(text, v1alpha1.ModeHAMiCore) {
+	r.Share = strings.Contains(text, v1alpha1.ModeHAMiCore)
+	if !r.MIG && !r.Share {
 		return invalid("annotation %s is %q; use %q, %q or both",
 			v1alpha1.AnnotationMode, text, v1alpha1.ModeMIG, v1alpha1.ModeHAMiCore)
 	}
@@ -122,7 +134,9 @@ type requestBuilder struct {
 	request  *Request
 	opts     Options
 	profile  string
-	reusable []int // devices that earlier plain init containers have had
+	reusable []int    // devices that earlier plain init containers have had
+	last     []string // by device: the container that has it last
+	inits    []string // plain init containers with devices
 }
 
 func (b *requestBuilder) addAll(pod *v1.Pod) error {
@@ -134,6 +148,7 @@ func (b *requestBuilder) addAll(pod *v1.Pod) error {
 		}
 		if !sidecar(c) {
 			b.reusable = append(taken, b.reusable...)
+			b.inits = append(b.inits, c.Name)
 		}
 	}
 	for i := range pod.Spec.Containers {
@@ -158,15 +173,29 @@ func (b *requestBuilder) add(c *v1.Container) ([]int, error) {
 	reused := min(count, len(b.reusable))
 	taken := append([]int(nil), b.reusable[:reused]...)
 	b.reusable = b.reusable[reused:]
+	share := shareWant(want)
 	for _, i := range taken {
 		b.request.Devices[i] = larger(b.request.Devices[i], want)
+		b.request.Shares[i] = b.request.Shares[i].larger(share)
+		b.last[i] = c.Name
 	}
 	for len(taken) < count {
 		taken = append(taken, len(b.request.Devices))
-		b.request.Devices = append(b.request.Devices, want)
+		b.request.add(want, share)
+		b.last = append(b.last, c.Name)
+	}
+	for _, i := range taken {
+		b.request.joint[i] = b.request.joint[i] || count > 1
 	}
 	b.request.Containers[c.Name] = taken
 	return taken, nil
+}
+
+// add is one more device.
+func (r *Request) add(w geometry.Want, s ShareWant) {
+	r.Devices = append(r.Devices, w)
+	r.Shares = append(r.Shares, s)
+	r.joint = append(r.joint, false)
 }
 
 // larger is a want that satisfies both, by the rule that all that is set must hold.

@@ -22,24 +22,36 @@ const (
 	ReasonNodeChanged = "node(s) had a GPUNode of an earlier node of the same name"
 	ReasonNoMode      = "node(s) had no GPU in a mode that annotation nvidia.com/vgpu-mode allows"
 	ReasonNotOffered  = "node(s) had no GPU that takes new instances"
+	ReasonNotSelected = "node(s) had no GPU that the pod's annotations accept"
 	ReasonNominated   = "node(s) had room only for a nominated pod of equal or higher priority"
 )
 
 // explain says why r does not fit: nothing on this hardware, somebody else's
 // instance in the way, or pods in the way.
 func (v *View) explain(r *Request) *Verdict {
+	words := reasonsBy[v.considered(r)]
 	switch {
 	case !v.Node.bare().holds(r):
-		return &Verdict{Reason: "node(s) cannot be cut into " + describeAll(r)}
+		return &Verdict{Reason: words.never + describeAll(r)}
 	case !v.Node.idle().holds(r):
 		return &Verdict{Reason: "node(s) had foreign or stuck MIG instances in the way of " + describeAll(r)}
 	default:
-		return &Verdict{Reason: "node(s) had no free MIG placement for " + describeAll(r), Curable: true}
+		return &Verdict{Reason: words.full + describeAll(r), Curable: true}
 	}
 }
 
+// reasonsBy the modes that were considered; what is asked for follows.
+var reasonsBy = map[mode]struct{ never, full string }{
+	mig:         {"node(s) cannot be cut into ", "node(s) had no free MIG placement for "},
+	share:       {"node(s) cannot share GPUs as ", "node(s) had no GPU with enough left to share for "},
+	mig | share: {"node(s) can neither be cut into nor share GPUs as ", "node(s) had neither a free MIG placement nor enough of a GPU left to share for "},
+}
+
 // holds reports whether all devices of r can be placed.
-func (v *View) holds(r *Request) bool { return newSearch(v, r).place(0) }
+func (v *View) holds(r *Request) bool {
+	_, ok := v.plan(r)
+	return ok
+}
 
 // describeAll says in words what a request asks for: "2 x 8000 MiB".
 func describeAll(r *Request) string {

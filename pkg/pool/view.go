@@ -21,6 +21,7 @@ type View struct {
 
 	opts     Options
 	occupied []geometry.Occupancy // by position in Node.GPUs
+	taken    []Taken              // likewise, by software shares
 
 	// contested is set when a nominated pod found no room: whoever is under test
 	// must yield to it.
@@ -64,7 +65,7 @@ func (s LedgerScope) includes(h *Holder) bool {
 // hypothetical (no nodeName), placed virtually after all others; bound with a
 // valid annotation; or without any, holding slots but no spans.
 func (l *Ledger) View(node *Node, pods iter.Seq[*v1.Pod], scope Scope, opts Options) *View {
-	b := builder{node: node, occupied: node.idle().occupied, opts: opts}
+	b := builder{node: node, state: node.idle().state(), opts: opts}
 	// The caller's iterator may take locks, such as the scheduling queue's, whose
 	// holders wait for this one: nothing foreign runs under it.
 	var there []*v1.Pod
@@ -86,9 +87,9 @@ func (l *Ledger) View(node *Node, pods iter.Seq[*v1.Pod], scope Scope, opts Opti
 
 // builder collects a view.
 type builder struct {
-	node     *Node
-	opts     Options
-	occupied []geometry.Occupancy
+	node *Node
+	opts Options
+	state
 	holders  []placedPod // kept only for what hypothetical pods may displace
 	nominees []*v1.Pod
 }
@@ -149,6 +150,10 @@ func (b *builder) add(spans []Held) {
 		if !ok {
 			continue // the GPU is gone, and its slices with it
 		}
+		if s.IsShare() {
+			b.taken[i] = b.taken[i].with(s.Share)
+			continue
+		}
 		model := b.node.GPUs[i].Catalogue.Model()
 		next, err := model.Occupy(b.occupied[i], s.Placed)
 		if err != nil {
@@ -174,7 +179,7 @@ func (b *builder) finish() *View {
 	for _, h := range b.holders {
 		b.add(h.spans)
 	}
-	v.occupied = b.occupied
+	v.occupied, v.taken = b.occupied, b.taken
 	return v
 }
 
@@ -186,25 +191,20 @@ func (b *builder) placeNominee(pod *v1.Pod) bool {
 		return true // it can never run here; it takes nothing
 	}
 	for _, spare := range []bool{false, true} {
-		beside := builder{node: b.node, occupied: slices.Clone(b.occupied)}
+		beside := builder{node: b.node, state: state{slices.Clone(b.occupied), slices.Clone(b.taken)}}
 		for _, h := range b.holders {
 			if !spare || h.priority >= priority(pod) {
 				beside.add(h.spans)
 			}
 		}
-		plan, verdict := (&View{Node: b.node, occupied: beside.occupied}).Fit(r)
+		v := &View{Node: b.node, occupied: beside.occupied, taken: beside.taken}
+		plan, verdict := v.Fit(r)
 		if verdict == nil {
-			b.take(plan)
+			b.add(v.Holder(r, plan).Spans)
 			return true
 		}
 	}
 	return false
-}
-
-func (b *builder) take(plan Plan) {
-	for _, d := range plan.Devices {
-		b.add([]Held{{GPU: b.node.GPUs[d.GPU].ID, Placed: d.Placed, Size: d.Size}})
-	}
 }
 
 func priority(pod *v1.Pod) int32 {
@@ -238,5 +238,7 @@ func (n *Node) idle() *View {
 
 // bare is the node without any pod and without instances of others.
 func (n *Node) bare() *View {
-	return &View{Node: n, occupied: make([]geometry.Occupancy, len(n.GPUs)), regardless: true}
+	return &View{
+		Node: n, occupied: make([]geometry.Occupancy, len(n.GPUs)), taken: make([]Taken, len(n.GPUs)), regardless: true,
+	}
 }

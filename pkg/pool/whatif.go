@@ -136,7 +136,7 @@ func (l *Ledger) tenants(node *Node, pods []*v1.Pod) []*Tenant {
 // view is what a pod of some priority would find: everything that tenants hold but
 // those left out, and what pods nominated here may count on.
 func (f *Fleet) view(s *site, than int32, without func(*Tenant) bool) *View {
-	b := builder{node: s.node, occupied: s.node.idle().occupied, opts: f.opts}
+	b := builder{node: s.node, state: s.node.idle().state(), opts: f.opts}
 	for _, t := range s.tenants {
 		switch {
 		case without != nil && without(t):
@@ -156,10 +156,12 @@ func (f *Fleet) view(s *site, than int32, without func(*Tenant) bool) *View {
 
 // with is the view once the plan is carried out.
 func (v *View) with(p Plan) *View {
-	b := builder{node: v.Node, occupied: slices.Clone(v.occupied), opts: v.opts}
-	b.take(p)
+	b := builder{node: v.Node, state: v.state(), opts: v.opts}
+	for i, d := range p.Devices {
+		b.add([]Held{v.held(i, d)})
+	}
 	out := *v
-	out.occupied = b.finish().occupied
+	out.occupied, out.taken = b.occupied, b.taken
 	return &out
 }
 
@@ -179,13 +181,13 @@ type Spot struct {
 func (v *View) spots(p Plan) []Spot {
 	out := make([]Spot, len(p.Devices))
 	for i, d := range p.Devices {
-		out[i] = v.spot(d)
+		out[i] = v.spot(i, d)
 	}
 	return out
 }
 
-func (v *View) spot(d Assigned) Spot {
-	s := Spot{Device: v.device(d), GPUIndex: v.Node.GPUs[d.GPU].Index, Exact: d.Exact}
+func (v *View) spot(position int, d Assigned) Spot {
+	s := Spot{Device: v.device(position, d), GPUIndex: v.Node.GPUs[d.GPU].Index, Exact: d.Exact || d.IsShare()}
 	if s.MIG == nil {
 		return s
 	}

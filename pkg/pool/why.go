@@ -138,7 +138,7 @@ func (w *Why) addDevices(r *Request, a *v1alpha1.Allocation, without, with *View
 	uses := usesOfDevices(r, a)
 	w.Devices = make([]WhyDevice, len(uses))
 	beside := without
-	for _, i := range newSearch(without, r).order {
+	for _, i := range r.order() {
 		u, d := uses[i], &w.Devices[i]
 		*d = WhyDevice{Spot: Spot{Device: u.device, GPUIndex: -1}, Containers: u.containers, Asked: Describe(u.want)}
 		at, ok := without.Node.index[u.device.GPU]
@@ -147,16 +147,15 @@ func (w *Why) addDevices(r *Request, a *v1alpha1.Allocation, without, with *View
 		}
 		g := &without.Node.GPUs[at]
 		d.GPUIndex, d.Model = g.Index, g.Catalogue.Model().Name()
-		m := u.device.MIG
-		if m == nil {
-			continue
-		}
-		if found, ok := beside.choiceAt(at, u.want, geometry.Placed{Profile: geometry.ProfileID(m.ProfileID), Start: int(m.Start)}); ok {
-			chosen := Assigned{GPU: at, Choice: found}
-			d.Spot = beside.spot(chosen)
+		chosen, ok := beside.chosen(r, i, at, u.device)
+		if ok {
+			d.Spot = beside.spot(i, chosen)
 			d.Device = u.device // the memory that was promised then
-			total += score(found)
+			total += beside.score(r, i, &chosen, beside.taken[at])
 			beside = beside.with(Plan{Devices: []Assigned{chosen}})
+		}
+		if u.device.MIG == nil {
+			continue
 		}
 		d.judge(g.Catalogue, u.want, without.occupied[at], with.occupied[at])
 	}
@@ -172,6 +171,22 @@ func (d *WhyDevice) judge(c *geometry.Catalogue, want geometry.Want, without, wi
 		d.Exact = d.Exact || p.Name == d.MIG.Profile
 	}
 	d.Cost = cost(c, without, with)
+}
+
+// chosen is the choice that a device of an allocation is; false where it could not
+// be made.
+func (v *View) chosen(r *Request, i, gpu int, d v1alpha1.Device) (Assigned, bool) {
+	if d.Share != nil {
+		s := v.state()
+		share := *d.Share
+		share.ID = 0
+		return Assigned{GPU: gpu, Share: share}, v.Node.GPUs[gpu].Shares != nil && s.admits(&v.Node.GPUs[gpu], gpu, share)
+	}
+	if d.MIG == nil {
+		return Assigned{}, false
+	}
+	found, ok := v.choiceAt(gpu, r.Devices[i], geometry.Placed{Profile: geometry.ProfileID(d.MIG.ProfileID), Start: int(d.MIG.Start)})
+	return Assigned{GPU: gpu, Choice: found}, ok
 }
 
 // choiceAt is the choice that would be made of a placement on one GPU.
@@ -228,8 +243,8 @@ func (v *View) placesFor(r *Request) []Other {
 	}
 	var out []Other
 	for i := range v.Node.GPUs {
-		if c, ok := v.first(i, r.Devices[0]); ok && v.Node.GPUs[i].Offered {
-			out = append(out, v.other(Plan{Devices: []Assigned{{GPU: i, Choice: c}}, Score: score(c)}))
+		if a, score, ok := v.bestOn(r, i); ok {
+			out = append(out, v.other(Plan{Devices: []Assigned{a}, Score: score}))
 		}
 	}
 	return out

@@ -5,9 +5,12 @@ package v1alpha1
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -52,9 +55,19 @@ type MIGInstance struct {
 
 // Share is a software share of a GPU (HAMi-core).
 type Share struct {
+	// ID numbers the pod's shares from 0. Containers that name one ID have one
+	// share in turn (plain init containers with later ones).
+	ID        int32 `json:"id"`
 	MemoryMiB int64 `json:"memoryMiB"` // > 0: a limit of 0 would mean no limit to the library
-	Cores     int32 `json:"cores"`     // percent, 0 = no limit
+	Cores     int32 `json:"cores"`     // percent of the GPU's SMs; 0 = no limit, 100 = nobody else on the GPU
 }
+
+// Exclusive reports whether the share's GPU is for it alone.
+func (s Share) Exclusive() bool { return s.Cores >= 100 }
+
+// MaxShares is the most shares that one container can have: the library keeps
+// limits for that many devices and no more (HAMi-core, CUDA_DEVICE_MAX_COUNT).
+const MaxShares = 16
 
 // Encode returns the annotation's value. Equal allocations give equal text.
 func (a Allocation) Encode() (string, error) {
@@ -126,6 +139,48 @@ func (a Allocation) check() error {
 				return fmt.Errorf("containers[%s][%d]: %w", name, i, err)
 			}
 		}
+		if err := checkShares(devices); err != nil {
+			return fmt.Errorf("containers[%s]: %w", name, err)
+		}
+	}
+	return a.checkIDs()
+}
+
+// checkShares tests one container's shares together.
+func checkShares(devices []Device) error {
+	shares, gpus := 0, map[string]bool{}
+	for _, d := range devices {
+		if d.Share == nil {
+			continue
+		}
+		if gpus[d.GPU] {
+			return fmt.Errorf("two shares of GPU %s in one container", d.GPU)
+		}
+		gpus[d.GPU] = true
+		shares++
+	}
+	switch {
+	case shares > 0 && shares < len(devices):
+		return errors.New("mig and share in one container")
+	case shares > MaxShares:
+		return fmt.Errorf("%d shares, at most %d are possible", shares, MaxShares)
+	}
+	return nil
+}
+
+// checkIDs tests that a share's id names one share.
+func (a Allocation) checkIDs() error {
+	known := map[int32]Device{}
+	for name, devices := range a.Containers {
+		for i, d := range devices {
+			if d.Share == nil {
+				continue
+			}
+			if other, ok := known[d.Share.ID]; ok && (other.GPU != d.GPU || *other.Share != *d.Share) {
+				return fmt.Errorf("containers[%s][%d]: share.id %d names two different shares", name, i, d.Share.ID)
+			}
+			known[d.Share.ID] = d
+		}
 	}
 	return nil
 }
@@ -138,6 +193,8 @@ func (d Device) check() error {
 		return errors.New("exactly one of mig and share must be set")
 	case d.Share != nil && d.Share.MemoryMiB <= 0:
 		return fmt.Errorf("share.memoryMiB is %d, want more than 0", d.Share.MemoryMiB)
+	case d.Share != nil && d.Share.ID < 0:
+		return fmt.Errorf("share.id is %d, want 0 or more", d.Share.ID)
 	case d.Share != nil && (d.Share.Cores < 0 || d.Share.Cores > 100):
 		return fmt.Errorf("share.cores is %d, want 0 to 100", d.Share.Cores)
 	}
@@ -206,8 +263,22 @@ func (a Allocation) Spans() []Span {
 	return spans
 }
 
+// Shares lists the distinct software shares by id, each with its GPU.
+func (a Allocation) Shares() []Device {
+	byID := map[int32]Device{}
+	for _, devices := range a.Containers {
+		for _, d := range devices {
+			if d.Share != nil {
+				byID[d.Share.ID] = d
+			}
+		}
+	}
+	return slices.SortedFunc(maps.Values(byID), func(x, y Device) int { return cmp.Compare(x.Share.ID, y.Share.ID) })
+}
+
 // Validate checks the placements against the GPUs that status reports: each GPU
-// is known, each placement is on its model's grid, and no two overlap.
+// is known, each placement is on its model's grid, no two overlap, and no share has
+// more memory than its GPU offers to shares.
 func (a Allocation) Validate(status *GPUNodeStatus) error {
 	taken := map[string]uint64{}
 	for _, s := range a.Spans() {
@@ -224,6 +295,24 @@ func (a Allocation) Validate(status *GPUNodeStatus) error {
 				AnnotationAllocation, s.GPU, profile.Name, s.Start)
 		}
 		taken[s.GPU] |= mask
+	}
+	for _, d := range a.Shares() {
+		if err := status.holdsShare(d); err != nil {
+			return fmt.Errorf("annotation %s: %w", AnnotationAllocation, err)
+		}
+	}
+	return nil
+}
+
+func (s *GPUNodeStatus) holdsShare(d Device) error {
+	gpu := s.GPU(d.GPU)
+	switch {
+	case gpu == nil:
+		return fmt.Errorf("GPU %s is not on this node", d.GPU)
+	case gpu.Shares == nil:
+		return fmt.Errorf("GPU %s takes no software shares", d.GPU)
+	case d.Share.MemoryMiB > gpu.Shares.MemoryMiB:
+		return fmt.Errorf("GPU %s offers %d MiB to shares, not %d", d.GPU, gpu.Shares.MemoryMiB, d.Share.MemoryMiB)
 	}
 	return nil
 }

@@ -34,6 +34,17 @@ const (
 	// AnnotationProfile asks for a MIG profile by its name, such as
 	// "1g.10gb+me". It replaces gpumem, gpumem-percentage and gpucores.
 	AnnotationProfile = "nvidia.com/mig-profile"
+
+	// Which GPUs a pod accepts: lists with commas, of UUIDs, and of parts of the
+	// product's name, which compare without case.
+	AnnotationUseUUID   = "nvidia.com/use-gpuuuid"
+	AnnotationNoUseUUID = "nvidia.com/nouse-gpuuuid"
+	AnnotationUseType   = "nvidia.com/use-gputype"
+	AnnotationNoUseType = "nvidia.com/nouse-gputype"
+
+	// AnnotationNUMABind, a boolean: the devices of each container must be of one
+	// NUMA node.
+	AnnotationNUMABind = "nvidia.com/numa-bind"
 )
 
 // Modes of a GPU, as they stand in nodeconfig and in AnnotationMode.

@@ -237,7 +237,8 @@ type GPU struct {
 	UUID string `json:"uuid"`
 	// Index in NVML's order, for people.
 	Index int32 `json:"index"`
-	// Model is a name of status.models.
+	// Model is the NVML product name: one of status.models, unless the GPU cannot
+	// be cut and is in mode hami-core.
 	// +kubebuilder:validation:MaxLength=128
 	Model string `json:"model"`
 	// MemoryMiB in all.
@@ -251,6 +252,10 @@ type GPU struct {
 	// NUMA node, -1 where unknown.
 	// +optional
 	NUMA int32 `json:"numa,omitempty"`
+	// Shares says what software shares the GPU takes in mode hami-core; absent
+	// where it takes none.
+	// +optional
+	Shares *ShareCapacity `json:"shares,omitempty"`
 	// Instances that exist in hardware, by start.
 	// +optional
 	// +listType=map
@@ -258,6 +263,19 @@ type GPU struct {
 	// +listMapKey=profileID
 	// +kubebuilder:validation:MaxItems=64
 	Instances []Instance `json:"instances,omitempty"`
+}
+
+// ShareCapacity is what a GPU offers to software shares, all together. Memory and
+// cores may be more than the hardware has (deviceMemoryScaling, deviceCoreScaling).
+type ShareCapacity struct {
+	// Count of shares at one time.
+	// +kubebuilder:validation:Minimum=1
+	Count int32 `json:"count"`
+	// +kubebuilder:validation:Minimum=1
+	MemoryMiB int64 `json:"memoryMiB"`
+	// Cores in percent of the GPU's SMs.
+	// +kubebuilder:validation:Minimum=1
+	Cores int32 `json:"cores"`
 }
 
 // InstanceState of an instance in hardware.

@@ -106,7 +106,8 @@ func (pl *Plugin) PostBind(_ context.Context, cs fwk.CycleState, pod *v1.Pod, no
 		"%s on node %s%s", s.describe(), nodeName, s.remark())
 }
 
-// describe lists the placements: "2g.10gb at 0 and 2 of GPU 0".
+// describe lists the devices: "2g.10gb at slice 0, 2 of GPU 0", "8000 MiB and 30%
+// of the cores of GPU 1".
 func (s *state) describe() string {
 	type group struct {
 		gpu     int
@@ -114,8 +115,13 @@ func (s *state) describe() string {
 	}
 	starts := map[group][]int{}
 	var order []group
+	var parts []string
 	node := s.chosen.view.Node
 	for _, d := range s.chosen.plan.Devices {
+		if d.IsShare() {
+			parts = append(parts, describeShare(d.Share, node.GPUs[d.GPU].Index))
+			continue
+		}
 		profile, _ := node.GPUs[d.GPU].Catalogue.Model().Profile(d.Profile)
 		g := group{d.GPU, profile.Name}
 		if _, known := starts[g]; !known {
@@ -123,13 +129,23 @@ func (s *state) describe() string {
 		}
 		starts[g] = append(starts[g], d.Start)
 	}
-	parts := make([]string, len(order))
-	for i, g := range order {
+	for _, g := range order {
 		slices.Sort(starts[g])
 		at := strings.Trim(strings.ReplaceAll(fmt.Sprint(starts[g]), " ", ", "), "[]")
-		parts[i] = fmt.Sprintf("%s at slice %s of GPU %d", g.profile, at, node.GPUs[g.gpu].Index)
+		parts = append(parts, fmt.Sprintf("%s at slice %s of GPU %d", g.profile, at, node.GPUs[g.gpu].Index))
 	}
 	return strings.Join(parts, "; ")
+}
+
+func describeShare(share v1alpha1.Share, gpu int32) string {
+	switch {
+	case share.Exclusive():
+		return fmt.Sprintf("%d MiB of GPU %d for itself", share.MemoryMiB, gpu)
+	case share.Cores == 0:
+		return fmt.Sprintf("%d MiB of GPU %d", share.MemoryMiB, gpu)
+	default:
+		return fmt.Sprintf("%d MiB and %d%% of the cores of GPU %d", share.MemoryMiB, share.Cores, gpu)
+	}
 }
 
 // remark says what a user may wonder about: a larger profile than needed, and
@@ -137,12 +153,12 @@ func (s *state) describe() string {
 func (s *state) remark() string {
 	text := ""
 	for _, d := range s.chosen.plan.Devices {
-		if !d.Exact {
+		if !d.Exact && !d.IsShare() {
 			text = " (larger than asked for: no smaller adequate profile was free)"
 		}
 	}
 	for _, indexes := range s.request.Containers {
-		if len(indexes) > 1 {
+		if len(indexes) > 1 && !s.chosen.plan.Devices[indexes[0]].IsShare() {
 			text += "; one CUDA process sees one MIG device, so run one process per device"
 			break
 		}

@@ -63,7 +63,7 @@ func TestPreFilterSaysWhatIsWrongWithThePod(t *testing.T) {
 func TestPreFilterWithoutAnyGPUNode(t *testing.T) {
 	inRig(t, func(r *rig) {
 		_, status := r.begin(pod("p", "gpu=1").Obj())
-		if want := "no node offers MIG instances yet"; status.Code() != fwk.UnschedulableAndUnresolvable || !strings.Contains(status.Message(), want) {
+		if want := "no node offers GPUs yet"; status.Code() != fwk.UnschedulableAndUnresolvable || !strings.Contains(status.Message(), want) {
 			t.Errorf("PreFilter says %v, want UnschedulableAndUnresolvable with %q", status, want)
 		}
 	})

@@ -103,6 +103,11 @@ func TestEachReasonHasAnEventThatCuresIt(t *testing.T) {
 			setup: func(f *fixture) { f.addNode(node("n").Obj(), b.unhealthy(0).GPUNode) },
 			cure:  func(f *fixture) { f.report(b.GPUNode) },
 		}, {
+			constant: "ReasonNotSelected", reason: pool.ReasonNotSelected,
+			pod:   pod("p", "gpu=1").Annotation(v1alpha1.AnnotationUseUUID, "GPU-7"),
+			setup: func(f *fixture) { f.addNode(node("n").Obj(), b.GPUNode) },
+			cure:  func(f *fixture) { f.annotate(f.pod, v1alpha1.AnnotationUseUUID, "GPU-0") },
+		}, {
 			constant: "ReasonNominated", reason: pool.ReasonNominated, pod: pod("p", "gpu=1 gpumem=4000"),
 			setup: func(f *fixture) {
 				f.addNode(node("n").Obj(), b.GPUNode)
@@ -187,7 +192,7 @@ func TestEachReasonHasAnEventThatCuresIt(t *testing.T) {
 			setup: func(f *fixture) { f.addNode(node("n").Obj(), b.GPUNode) },
 			cure:  func(f *fixture) { f.report(report(t, "n", 2).GPUNode) },
 		}, {
-			reason: "no node offers MIG instances yet: no GPUNode reports a usable GPU in mode mig", pod: pod("p", "gpu=1"),
+			reason: "no node offers GPUs yet: no GPUNode reports a usable GPU", pod: pod("p", "gpu=1"),
 			setup: func(f *fixture) { f.addNode(node("n").Obj(), nil); f.deleteReport("elsewhere") },
 			cure:  func(f *fixture) { f.report(b.GPUNode) },
 		},

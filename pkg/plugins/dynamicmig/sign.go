@@ -10,12 +10,16 @@ import (
 	fwk "k8s.io/kube-scheduler/framework"
 
 	"github.com/dynamig/dynamig/pkg/geometry"
+	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 // signature is everything of a pod that Filter and Score depend on.
 type signature struct {
-	MIG     bool
-	Devices []geometry.Want
+	MIG, Share bool
+	Devices    []geometry.Want
+	Shares     []pool.ShareWant
+	Select     pool.Selectors
+	Containers map[string][]int // the grouping of devices
 }
 
 // SignPod lets pods with equal requests share a scheduling result for a moment
@@ -29,5 +33,8 @@ func (pl *Plugin) SignPod(_ context.Context, pod *v1.Pod) ([]fwk.SignFragment, *
 	if request == nil {
 		return nil, nil
 	}
-	return []fwk.SignFragment{{Key: Name, Value: signature{MIG: request.MIG, Devices: request.Devices}}}, nil
+	return []fwk.SignFragment{{Key: Name, Value: signature{
+		MIG: request.MIG, Share: request.Share, Devices: request.Devices, Shares: request.Shares,
+		Select: request.Select, Containers: request.Containers,
+	}}}, nil
 }

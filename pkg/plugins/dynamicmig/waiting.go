@@ -76,11 +76,17 @@ func (p *prospect) differs(q *prospect) bool {
 	for i := range p.node.GPUs {
 		a, b := &p.node.GPUs[i], &q.node.GPUs[i]
 		if a.ID != b.ID || a.Catalogue != b.Catalogue || a.Offered != b.Offered ||
-			p.view.Occupied(i) != q.view.Occupied(i) || !slices.Equal(a.Avoided(), b.Avoided()) {
+			p.view.Occupied(i) != q.view.Occupied(i) || !slices.Equal(a.Avoided(), b.Avoided()) ||
+			!equal(a.Shares, b.Shares) || p.view.Taken(i) != q.view.Taken(i) || a.AvoidsShares() != b.AvoidsShares() {
 			return true
 		}
 	}
 	return false
+}
+
+// equal compares what two pointers point to.
+func equal[T comparable](a, b *T) bool {
+	return a == b || a != nil && b != nil && *a == *b
 }
 
 // wake activates the waiting pods whose chance on a node has risen by a report.

@@ -1,0 +1,61 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+)
+
+// Selectors say which GPUs a pod accepts. Empty lists accept all.
+type Selectors struct {
+	UUIDs   []string // only these
+	NoUUIDs []string // none of these
+	Types   []string // only product names that contain one of these, in lower case
+	NoTypes []string // none of these
+	NUMA    bool     // a container's devices must be of one NUMA node
+}
+
+func (s *Selectors) parse(annotations map[string]string) error {
+	s.UUIDs = listOf(annotations[v1alpha1.AnnotationUseUUID])
+	s.NoUUIDs = listOf(annotations[v1alpha1.AnnotationNoUseUUID])
+	s.Types = listOf(strings.ToLower(annotations[v1alpha1.AnnotationUseType]))
+	s.NoTypes = listOf(strings.ToLower(annotations[v1alpha1.AnnotationNoUseType]))
+	text, ok := annotations[v1alpha1.AnnotationNUMABind]
+	if !ok || text == "" {
+		return nil
+	}
+	var err error
+	if s.NUMA, err = strconv.ParseBool(text); err != nil {
+		return invalid("annotation %s is %q; use true or false", v1alpha1.AnnotationNUMABind, text)
+	}
+	return nil
+}
+
+// listOf splits at commas; empty parts are left out.
+func listOf(text string) []string {
+	var out []string
+	for part := range strings.SplitSeq(text, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			out = append(out, part)
+		}
+	}
+	return out
+}
+
+// accept reports whether the pod accepts a GPU.
+func (s *Selectors) accept(g *GPU) bool {
+	switch {
+	case len(s.UUIDs) > 0 && !slices.Contains(s.UUIDs, g.ID), slices.Contains(s.NoUUIDs, g.ID):
+		return false
+	case len(s.Types) == 0 && len(s.NoTypes) == 0:
+		return true
+	}
+	model := strings.ToLower(g.Model)
+	has := func(part string) bool { return strings.Contains(model, part) }
+	return (len(s.Types) == 0 || slices.ContainsFunc(s.Types, has)) && !slices.ContainsFunc(s.NoTypes, has)
+}
