@@ -78,27 +78,27 @@ func TestChurnNeverShowsAnotherPodsDevice(t *testing.T) {
 			for i := range 12 {
 				p := pod(fmt.Sprintf("w%d-%d", w, i), "main=x y")
 				n.owner.add(p)
-				for n.admit(p) != nil {
+				for n.Admit(p) != nil {
 					pause(ctx, 5*time.Millisecond) // no slots free: the scheduler would wait
 				}
 				for try := 0; ctx.Err() == nil; try++ {
-					if err := n.preStart(ctx, p, "main"); err != nil {
-						retries.Store(p.name, status.Convert(err).Message())
+					if err := n.PreStart(ctx, p, "main"); err != nil {
+						retries.Store(p.Name, status.Convert(err).Message())
 						pause(ctx, 150*time.Millisecond) // kubelet: 10 s
 						continue
 					}
-					seen, err := runtime.create(n.promised(p, "main"))
+					seen, err := runtime.create(n.Promised(p, "main"))
 					if err == nil {
 						for _, device := range seen {
-							if !strings.HasPrefix(device, "DEVICE=uid-"+p.name+"/") {
-								t.Errorf("pod %s sees %s", p.name, device)
+							if !strings.HasPrefix(device, "DEVICE=uid-"+p.Name+"/") {
+								t.Errorf("pod %s sees %s", p.Name, device)
 							}
 						}
 						break
 					}
 					pause(ctx, 5*time.Millisecond)
 				}
-				n.end(p)
+				n.End(p)
 				late := time.Duration(rand.IntN(30)) * time.Millisecond
 				releasing.Go(func() {
 					pause(ctx, late)
@@ -114,7 +114,7 @@ func TestChurnNeverShowsAnotherPodsDevice(t *testing.T) {
 	}
 	cancel()
 	reading.Wait()
-	n.awaitCapacity(12)
+	n.AwaitCapacity(12)
 	if left, _ := n.config.CDI.Slots(); len(left) > 0 {
 		t.Errorf("CDI files are left: %v", left)
 	}
@@ -132,22 +132,22 @@ func TestChurnNeverShowsAnotherPodsDevice(t *testing.T) {
 func TestSlotServesOnePod(t *testing.T) {
 	n := newNode(t)
 	n.setCapacity(2)
-	n.awaitSlots("s0000 s0001")
+	n.AwaitSlots("s0000 s0001")
 	a := pod("a", "main=1 2")
 	n.runPod(a)
 	n.finish(a)
-	n.await("the old slots as unhealthy beside the new ones", func() bool {
-		healthy, other := n.slots()
+	n.Await("the old slots as unhealthy beside the new ones", func() bool {
+		healthy, other := n.Slots()
 		return slices.Equal(healthy, []string{"s0002", "s0003"}) && slices.Equal(other, []string{"s0000", "s0001"})
 	})
 	if left, _ := n.config.CDI.Slots(); len(left) > 0 {
 		t.Errorf("CDI files are left: %v", left)
 	}
-	n.await("the old slots dropped", func() bool {
-		_, other := n.slots()
+	n.Await("the old slots dropped", func() bool {
+		_, other := n.Slots()
 		return len(other) == 0
 	})
-	for _, uid := range []types.UID{a.uid, "uid-never-seen", ""} {
+	for _, uid := range []types.UID{a.UID, "uid-never-seen", ""} {
 		if err := n.plugin.Release(uid); err != nil {
 			t.Errorf("Release(%q) = %v", uid, err)
 		}
@@ -164,26 +164,26 @@ func TestSlotPickedWhileItIsWithdrawn(t *testing.T) {
 	n.setCapacity(1)
 	a, b := pod("a", "main=1"), pod("b", "main=2")
 	n.runPod(a)
-	n.end(a)
+	n.End(a)
 	n.owner.add(b)
-	n.beforeAllocate = func() {
+	n.BeforeAllocate = func() {
 		n.finish(a)
-		n.await("the new slot", func() bool {
-			healthy, _ := n.slots()
+		n.Await("the new slot", func() bool {
+			healthy, _ := n.Slots()
 			return slices.Contains(healthy, "s0001")
 		})
 	}
-	if err := n.admit(b); err != nil {
+	if err := n.Admit(b); err != nil {
 		t.Fatal(err)
 	}
-	n.beforeAllocate = nil
-	if got := n.slotsOf(b, "main"); !slices.Equal(got, []string{"s0000"}) {
+	n.BeforeAllocate = nil
+	if got := n.SlotsOf(b, "main"); !slices.Equal(got, []string{"s0000"}) {
 		t.Fatalf("kubelet picked %v: the test proves nothing", got)
 	}
-	n.awaitSlots("s0000 s0001")
+	n.AwaitSlots("s0000 s0001")
 	n.startContainer(b, "main")
 	n.finish(b)
-	n.awaitCapacity(1)
+	n.AwaitCapacity(1)
 }
 
 // Kubelet gives a slot on before anybody knows that its pod has ended.
@@ -192,9 +192,9 @@ func TestSlotHandedOnBeforeRelease(t *testing.T) {
 	n.setCapacity(1)
 	a, b := pod("a", "main=1"), pod("b", "main=2")
 	n.runPod(a)
-	n.end(a)
+	n.End(a)
 	n.owner.add(b)
-	if err := n.admit(b); err != nil {
+	if err := n.Admit(b); err != nil {
 		t.Fatal(err)
 	}
 	n.finish(a)
@@ -221,12 +221,12 @@ func TestStaleFileFailsClosed(t *testing.T) {
 	n.setCapacity(1)
 	a, b := pod("a", "main=1"), pod("b", "main=2")
 	n.runPod(a)
-	n.end(a) // and nobody releases it
+	n.End(a) // and nobody releases it
 	n.owner.add(b)
-	if err := n.admit(b); err != nil {
+	if err := n.Admit(b); err != nil {
 		t.Fatal(err)
 	}
-	err := n.preStart(context.Background(), b, "main")
+	err := n.PreStart(context.Background(), b, "main")
 	wantError(t, err, errStaleFile, "preparing container main of pod default/b: slot s0000: ")
 	if got := n.device("s0000"); got != "" {
 		t.Errorf("the file is still there: %s", got)
@@ -242,7 +242,7 @@ func TestUnreadableFileFailsClosed(t *testing.T) {
 	n.setCapacity(1)
 	a := pod("a", "main=1")
 	n.owner.add(a)
-	if err := n.admit(a); err != nil {
+	if err := n.Admit(a); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.MkdirAll(n.config.CDI.Path, 0o755); err != nil {
@@ -251,7 +251,7 @@ func TestUnreadableFileFailsClosed(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(n.config.CDI.Path, "dynamig.io-slot_s0000.json"), []byte("{"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, n.preStart(context.Background(), a, "main"), errStaleFile)
+	wantError(t, n.PreStart(context.Background(), a, "main"), errStaleFile)
 	n.startContainer(a, "main")
 }
 
@@ -261,20 +261,20 @@ func TestSetCapacity(t *testing.T) {
 	a, b := pod("a", "main=1"), pod("b", "main=2")
 	n.runPod(a)
 	n.owner.add(b)
-	if err := n.admit(b); err != nil { // handed, not bound
+	if err := n.Admit(b); err != nil { // handed, not bound
 		t.Fatal(err)
 	}
-	held := sortSlots(append(n.slotsOf(a, "main"), n.slotsOf(b, "main")...))
+	held := sortSlots(append(n.SlotsOf(a, "main"), n.SlotsOf(b, "main")...))
 	if err := n.plugin.SetCapacity(0); err != nil {
 		t.Fatal(err)
 	}
-	n.awaitSlots(strings.Join(held, " ")) // those of pods stay
+	n.AwaitSlots(strings.Join(held, " ")) // those of pods stay
 	n.startContainer(b, "main")
 	n.finish(a)
 	n.finish(b)
-	n.awaitSlots("")
+	n.AwaitSlots("")
 	n.setCapacity(2)
-	n.awaitSlots("s0004 s0005")
+	n.AwaitSlots("s0004 s0005")
 }
 
 // A handed slot whose pod never started is free again for a smaller capacity, once
@@ -283,25 +283,25 @@ func TestSetCapacityTakesHandedSlotsInTheEnd(t *testing.T) {
 	n := newNodeWith(t, func(tm *timing) { tm.handed = 0 })
 	n.setCapacity(1)
 	a := pod("a", "main=1")
-	if err := n.admit(a); err != nil {
+	if err := n.Admit(a); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.plugin.SetCapacity(0); err != nil {
 		t.Fatal(err)
 	}
-	healthy, _ := n.slots()
+	healthy, _ := n.Slots()
 	if len(healthy) != 1 {
 		t.Errorf("healthy slots are %v while kubelet's checkpoint names s0000", healthy)
 	}
-	n.end(a)
-	n.mu.Lock()
-	n.forgetEnded()
-	n.writeCheckpoint()
-	n.mu.Unlock()
+	n.End(a)
+	n.Mu.Lock()
+	n.ForgetEnded()
+	n.WriteCheckpoint()
+	n.Mu.Unlock()
 	if err := n.plugin.SetCapacity(0); err != nil {
 		t.Fatal(err)
 	}
-	n.awaitSlots("")
+	n.AwaitSlots("")
 }
 
 func TestSetUnhealthy(t *testing.T) {
@@ -310,10 +310,10 @@ func TestSetUnhealthy(t *testing.T) {
 	a, b := pod("a", "main=1"), pod("b", "main=2")
 	n.runPod(a)
 	n.runPod(b)
-	n.plugin.SetUnhealthy([]types.UID{a.uid})
-	n.awaitSlots(strings.Join(n.slotsOf(b, "main"), " "))
+	n.plugin.SetUnhealthy([]types.UID{a.UID})
+	n.AwaitSlots(strings.Join(n.SlotsOf(b, "main"), " "))
 	n.plugin.SetUnhealthy(nil)
-	n.awaitSlots("s0000 s0001")
+	n.AwaitSlots("s0000 s0001")
 }
 
 func TestReleaseCallsOffPreparation(t *testing.T) {
@@ -323,11 +323,11 @@ func TestReleaseCallsOffPreparation(t *testing.T) {
 	n.owner.add(a)
 	begun := make(chan struct{})
 	n.owner.prepare = func(ctx context.Context, _ Container) error { close(begun); <-ctx.Done(); return ctx.Err() }
-	if err := n.admit(a); err != nil {
+	if err := n.Admit(a); err != nil {
 		t.Fatal(err)
 	}
 	result := make(chan error)
-	go func() { result <- n.preStart(context.Background(), a, "main") }()
+	go func() { result <- n.PreStart(context.Background(), a, "main") }()
 	<-begun
 	n.finish(a)
 	wantError(t, <-result, errPodEnded)
@@ -363,10 +363,10 @@ func TestPreparationFinishesAfterRelease(t *testing.T) {
 	a := pod("a", "main=1")
 	n.owner.add(a)
 	n.owner.prepare = func(context.Context, Container) error { n.finish(a); return nil }
-	if err := n.admit(a); err != nil {
+	if err := n.Admit(a); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, n.preStart(context.Background(), a, "main"), errPodEnded)
+	wantError(t, n.PreStart(context.Background(), a, "main"), errPodEnded)
 	if left, _ := n.config.CDI.Slots(); len(left) > 0 || len(n.plugin.slots.pods()) > 0 {
 		t.Errorf("an ended pod has CDI files %v and slots of %v", left, n.plugin.slots.pods())
 	}
@@ -379,13 +379,13 @@ func TestSweep(t *testing.T) {
 	n.runPod(a)
 	n.runPod(b)
 	stray := cdi.Edits{Env: []string{"A=b"}}
-	for slot, owner := range map[string]string{"s0900": string(b.uid), "s0901": "uid-gone"} {
+	for slot, owner := range map[string]string{"s0900": string(b.UID), "s0901": "uid-gone"} {
 		if err := n.config.CDI.WriteSlot(slot, owner, stray); err != nil {
 			t.Fatal(err)
 		}
 	}
 	n.finishWhileDown(a)
-	keep, lost := n.slotsOf(b, "main")[0], n.slotsOf(a, "main")[0]
+	keep, lost := n.SlotsOf(b, "main")[0], n.SlotsOf(a, "main")[0]
 	if n.device(lost) == "" || n.device("s0901") == "" {
 		t.Error("files went before Sweep")
 	}
@@ -399,8 +399,8 @@ func TestSweep(t *testing.T) {
 	if want := []string{keep, "s0900"}; !slices.Equal(left, want) {
 		t.Errorf("files after Sweep are of %v, want %v", left, want)
 	}
-	n.await("the ended pod's slot withdrawn", func() bool {
-		healthy, _ := n.slots()
+	n.Await("the ended pod's slot withdrawn", func() bool {
+		healthy, _ := n.Slots()
 		return len(healthy) == 3 && !slices.Contains(healthy, lost)
 	})
 }

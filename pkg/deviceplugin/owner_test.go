@@ -19,6 +19,8 @@ import (
 	specs "tags.cncf.io/container-device-interface/specs-go"
 
 	"github.com/dynamig/dynamig/pkg/cdi"
+
+	"github.com/dynamig/dynamig/test/kubelet"
 )
 
 func TestMain(m *testing.M) {
@@ -28,25 +30,25 @@ func TestMain(m *testing.M) {
 // testOwner knows the pods and prepares their devices.
 type testOwner struct {
 	mu      sync.Mutex
-	pods    map[types.UID]*testPod
+	pods    map[types.UID]*kubelet.Pod
 	calls   map[string]int                               // of Prepare, by container
 	prepare func(ctx context.Context, c Container) error // nil = at once
 }
 
 func newOwner() *testOwner {
-	return &testOwner{pods: map[types.UID]*testPod{}, calls: map[string]int{}}
+	return &testOwner{pods: map[types.UID]*kubelet.Pod{}, calls: map[string]int{}}
 }
 
-func (o *testOwner) add(pod *testPod) {
+func (o *testOwner) add(pod *kubelet.Pod) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.pods[pod.uid] = pod
+	o.pods[pod.UID] = pod
 }
 
-func (o *testOwner) remove(pod *testPod) {
+func (o *testOwner) remove(pod *kubelet.Pod) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	delete(o.pods, pod.uid)
+	delete(o.pods, pod.UID)
 }
 
 func (o *testOwner) live(uid types.UID) bool {
@@ -61,7 +63,7 @@ func (o *testOwner) Pod(uid types.UID) (namespace, name string, ok bool) {
 	if pod == nil {
 		return "", "", false
 	}
-	return pod.namespace, pod.name, true
+	return pod.Namespace, pod.Name, true
 }
 
 func (o *testOwner) prepared(container string) int {
@@ -75,7 +77,7 @@ func (o *testOwner) Prepare(ctx context.Context, c Container) ([]Device, error) 
 	o.calls[c.Name]++
 	pod, prepare := o.pods[c.PodUID], o.prepare
 	o.mu.Unlock()
-	if pod == nil || pod.name != c.Pod || pod.namespace != c.Namespace {
+	if pod == nil || pod.Name != c.Pod || pod.Namespace != c.Namespace {
 		return nil, fmt.Errorf("asked for container %v, which is not of pod %v", c, pod)
 	}
 	if prepare != nil {
@@ -84,19 +86,19 @@ func (o *testOwner) Prepare(ctx context.Context, c Container) ([]Device, error) 
 		}
 	}
 	var devices []Device
-	for _, key := range pod.container(c.Name).devices {
+	for _, key := range pod.Container(c.Name).Devices {
 		devices = append(devices, Device{Key: key, Edits: editsOf(pod, key)})
 	}
 	return devices, nil
 }
 
-func editsOf(pod *testPod, key string) cdi.Edits {
-	return cdi.Edits{Env: []string{"DEVICE=" + string(pod.uid) + "/" + key}}
+func editsOf(pod *kubelet.Pod, key string) cdi.Edits {
+	return cdi.Edits{Env: []string{"DEVICE=" + string(pod.UID) + "/" + key}}
 }
 
 // node is a kubelet, an owner and the plugin between them.
 type node struct {
-	*testKubelet
+	*kubelet.Kubelet
 	owner  *testOwner
 	config Config
 	adjust func(*timing) // before each start of the agent
@@ -108,27 +110,27 @@ type node struct {
 func newNode(t testing.TB) *node { return newNodeWith(t, func(*timing) {}) }
 
 func newNodeWith(t testing.TB, adjust func(*timing)) *node {
-	k := newKubelet(t)
-	n := &node{testKubelet: k, owner: newOwner(), adjust: adjust}
+	k := kubelet.New(t, shortDir(t))
+	n := &node{Kubelet: k, owner: newOwner(), adjust: adjust}
 	n.config = Config{
-		Resource:     testResource,
-		PluginDir:    k.dir,
-		PodResources: filepath.Join(k.dir, "podresources"),
-		State:        filepath.Join(k.dir, "slots.json"),
-		CDI:          cdi.Dir{Path: filepath.Join(k.dir, "cdi")},
+		Resource:     kubelet.Resource,
+		PluginDir:    k.PluginDir(),
+		PodResources: k.PodResources(),
+		State:        filepath.Join(k.Dir, "slots.json"),
+		CDI:          cdi.Dir{Path: filepath.Join(k.Dir, "cdi")},
 		Preparer:     n.owner,
 		Pods:         n.owner,
 	}
 	n.startAgent()
-	t.Cleanup(func() { n.stopAgent(); n.stop() })
+	t.Cleanup(func() { n.stopAgent(); n.Stop() })
 	return n
 }
 
 func (n *node) startAgent() {
-	n.t.Helper()
+	n.T.Helper()
 	p, err := New(n.config)
 	if err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	p.timing.withdraw, p.timing.settle = 200*time.Millisecond, 100*time.Millisecond
 	n.adjust(&p.timing)
@@ -139,78 +141,78 @@ func (n *node) startAgent() {
 
 // stopAgent ends the plugin and checks that it leaves no socket.
 func (n *node) stopAgent() {
-	n.t.Helper()
+	n.T.Helper()
 	if n.cancel == nil {
 		return
 	}
 	n.cancel()
 	if err := <-n.ended; err != nil {
-		n.t.Errorf("Run = %v", err)
+		n.T.Errorf("Run = %v", err)
 	}
 	n.cancel = nil
-	n.await("the end of the stream", func() bool { return n.streams() == 0 })
-	if left, _ := filepath.Glob(filepath.Join(n.dir, socketPrefix+"*")); len(left) > 0 {
-		n.t.Errorf("Run left %v", left)
+	n.Await("the end of the stream", func() bool { return n.Streams() == 0 })
+	if left, _ := filepath.Glob(filepath.Join(n.PluginDir(), socketPrefix+"*")); len(left) > 0 {
+		n.T.Errorf("Run left %v", left)
 	}
 }
 
 func (n *node) setCapacity(count int) {
-	n.t.Helper()
+	n.T.Helper()
 	if err := n.plugin.SetCapacity(count); err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
-	n.awaitCapacity(count)
+	n.AwaitCapacity(count)
 }
 
 // run makes a pod known, admits it and starts its containers in order.
-func (n *node) runPod(pod *testPod) {
-	n.t.Helper()
+func (n *node) runPod(pod *kubelet.Pod) {
+	n.T.Helper()
 	n.owner.add(pod)
-	if err := n.admit(pod); err != nil {
-		n.t.Fatal(err)
+	if err := n.Admit(pod); err != nil {
+		n.T.Fatal(err)
 	}
-	for _, c := range pod.containers() {
-		n.startContainer(pod, c.name)
+	for _, c := range pod.Containers() {
+		n.startContainer(pod, c.Name)
 	}
 }
 
 // startContainer starts a container and checks what it sees.
-func (n *node) startContainer(pod *testPod, container string) {
-	n.t.Helper()
-	if err := n.preStart(context.Background(), pod, container); err != nil {
-		n.t.Fatalf("starting %s of %s: %v", container, pod.name, err)
+func (n *node) startContainer(pod *kubelet.Pod, container string) {
+	n.T.Helper()
+	if err := n.PreStart(context.Background(), pod, container); err != nil {
+		n.T.Fatalf("starting %s of %s: %v", container, pod.Name, err)
 	}
 	n.checkContainer(pod, container)
 }
 
 // finish ends a pod for kubelet, then for the owner, and releases it.
-func (n *node) finish(pod *testPod) {
-	n.t.Helper()
-	n.end(pod)
+func (n *node) finish(pod *kubelet.Pod) {
+	n.T.Helper()
+	n.End(pod)
 	n.owner.remove(pod)
-	if err := n.plugin.Release(pod.uid); err != nil {
-		n.t.Error(err)
+	if err := n.plugin.Release(pod.UID); err != nil {
+		n.T.Error(err)
 	}
 }
 
 // checkContainer resolves the promised names as a runtime would, and compares
 // what the container gets with what its pod owns.
-func (n *node) checkContainer(pod *testPod, container string) {
-	n.t.Helper()
+func (n *node) checkContainer(pod *kubelet.Pod, container string) {
+	n.T.Helper()
 	want := map[string]bool{}
-	for _, key := range pod.container(container).devices {
+	for _, key := range pod.Container(container).Devices {
 		want[editsOf(pod, key).Env[0]] = true
 	}
-	names := n.promised(pod, container)
+	names := n.Promised(pod, container)
 	if len(names) != len(want)+1 || names[0] != cdi.DriverDevice {
-		n.t.Errorf("%s/%s was promised %v", pod.name, container, names)
+		n.T.Errorf("%s/%s was promised %v", pod.Name, container, names)
 	}
 	for _, name := range names[1:] {
 		got, err := resolve(n.config.CDI.Path, name)
 		if err != nil {
-			n.t.Errorf("%s/%s: %v", pod.name, container, err)
+			n.T.Errorf("%s/%s: %v", pod.Name, container, err)
 		} else if !want[got] {
-			n.t.Errorf("%s/%s sees %s under %s, want one of %v", pod.name, container, got, name, want)
+			n.T.Errorf("%s/%s sees %s under %s, want one of %v", pod.Name, container, got, name, want)
 		}
 		delete(want, got)
 	}
@@ -244,17 +246,29 @@ func (n *node) device(slot string) string {
 
 // pod builds a pod from container texts: "main=a b", or "init:setup=a" for a
 // plain init container.
-func pod(name string, containers ...string) *testPod {
-	p := &testPod{uid: types.UID("uid-" + name), namespace: "default", name: name}
+func pod(name string, containers ...string) *kubelet.Pod {
+	p := &kubelet.Pod{UID: types.UID("uid-" + name), Namespace: "default", Name: name}
 	for _, text := range containers {
 		text, isInit := strings.CutPrefix(text, "init:")
 		container, devices, _ := strings.Cut(text, "=")
-		c := testContainer{name: container, devices: strings.Fields(devices)}
+		c := kubelet.Container{Name: container, Devices: strings.Fields(devices)}
 		if isInit {
-			p.inits = append(p.inits, c)
+			p.Inits = append(p.Inits, c)
 		} else {
-			p.apps = append(p.apps, c)
+			p.Apps = append(p.Apps, c)
 		}
 	}
 	return p
+}
+
+// shortDir is a directory that is removed at the end. t.TempDir is too long for a
+// socket's path.
+func shortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "dp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }

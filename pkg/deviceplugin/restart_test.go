@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/dynamig/dynamig/test/kubelet"
 )
 
 func TestKubeletRestart(t *testing.T) {
@@ -21,19 +23,19 @@ func TestKubeletRestart(t *testing.T) {
 	n.runPod(a)
 	best := time.Hour
 	for range 3 {
-		n.stop()
+		n.Stop()
 		n.checkContainer(a, "main") // files stay: kubelet may start it without asking
-		n.run()
-		n.awaitSlots("s0000 s0001 s0002")
-		n.mu.Lock()
-		best = min(best, n.registered.Sub(n.started))
-		n.mu.Unlock()
+		n.Run()
+		n.AwaitSlots("s0000 s0001 s0002")
+		n.Mu.Lock()
+		best = min(best, n.Registered.Sub(n.Started))
+		n.Mu.Unlock()
 		n.startContainer(a, "main")
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if len(n.sockets) < 4 { // one more where a kubelet that was stopping took it
-		t.Errorf("registrations: %v, want 4", n.sockets)
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
+	if len(n.Sockets) < 4 { // one more where a kubelet that was stopping took it
+		t.Errorf("registrations: %v, want 4", n.Sockets)
 	}
 	t.Logf("registered %v after kubelet accepted", best)
 	if best > 200*time.Millisecond { // pods that kubelet admits before fail for good
@@ -45,8 +47,8 @@ func TestKubeletRestart(t *testing.T) {
 func TestKubeletReturnsOverADeadSocket(t *testing.T) {
 	n := newNode(t)
 	n.setCapacity(1)
-	n.stop()
-	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(n.dir, "kubelet.sock"), Net: "unix"})
+	n.Stop()
+	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(n.PluginDir(), "kubelet.sock"), Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,68 +56,68 @@ func TestKubeletReturnsOverADeadSocket(t *testing.T) {
 	if err := dead.Close(); err != nil {
 		t.Fatal(err)
 	}
-	n.run()
-	n.awaitSlots("s0000")
+	n.Run()
+	n.AwaitSlots("s0000")
 }
 
 // Another kubelet's socket appears while the old stream lives: the old stream must
-// end before the new registration, which testKubelet checks.
+// end before the new registration, which the model of kubelet checks.
 func TestNewKubeletSocketEndsTheOldStream(t *testing.T) {
 	n := newNode(t)
 	n.setCapacity(1)
-	path := filepath.Join(n.dir, "kubelet.sock")
+	path := filepath.Join(n.PluginDir(), "kubelet.sock")
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	n.serve(n.server, "kubelet.sock")
-	n.await("a second registration", func() bool {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		return len(n.sockets) == 2
+	n.Serve()
+	n.Await("a second registration", func() bool {
+		n.Mu.Lock()
+		defer n.Mu.Unlock()
+		return len(n.Sockets) == 2
 	})
-	n.awaitSlots("s0000")
+	n.AwaitSlots("s0000")
 }
 
 // Events that do not change kubelet's socket do not disturb the stream.
 func TestTouchedSocketKeepsTheStream(t *testing.T) {
 	n := newNode(t)
 	n.setCapacity(1)
-	if err := os.Chmod(filepath.Join(n.dir, "kubelet.sock"), 0o700); err != nil {
+	if err := os.Chmod(filepath.Join(n.PluginDir(), "kubelet.sock"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.plugin.SetCapacity(2); err != nil {
 		t.Fatal(err)
 	}
-	n.awaitCapacity(2)
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if len(n.sockets) != 1 {
-		t.Errorf("registrations: %v, want 1", n.sockets)
+	n.AwaitCapacity(2)
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
+	if len(n.Sockets) != 1 {
+		t.Errorf("registrations: %v, want 1", n.Sockets)
 	}
 }
 
 func TestAgentBeforeKubelet(t *testing.T) {
 	n := newNode(t)
 	n.stopAgent()
-	n.stop()
+	n.Stop()
 	n.startAgent()
 	if err := n.plugin.SetCapacity(2); err != nil {
 		t.Fatal(err)
 	}
-	n.run()
-	n.awaitCapacity(2)
+	n.Run()
+	n.AwaitCapacity(2)
 }
 
 func TestRunEndsWhenTheDirectoryIsGone(t *testing.T) {
 	n := newNode(t)
 	n.setCapacity(1)
-	n.stop()
-	if err := os.RemoveAll(n.dir); err != nil {
+	n.Stop()
+	if err := os.RemoveAll(n.PluginDir()); err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case err := <-n.ended:
-		if err == nil || !strings.Contains(err.Error(), n.dir+" was removed") {
+		if err == nil || !strings.Contains(err.Error(), n.PluginDir()+" was removed") {
 			t.Errorf("Run = %v", err)
 		}
 	case <-time.After(30 * time.Second):
@@ -131,15 +133,15 @@ func TestAgentRestart(t *testing.T) {
 	a, b := pod("a", "main=1 2"), pod("b", "main=3")
 	n.runPod(a)
 	n.owner.add(b)
-	if err := n.admit(b); err != nil { // handed, not bound
+	if err := n.Admit(b); err != nil { // handed, not bound
 		t.Fatal(err)
 	}
-	slots := n.slotsOf(a, "main")
+	slots := n.SlotsOf(a, "main")
 	before := []string{n.device(slots[0]), n.device(slots[1])}
 	n.stopAgent()
 	n.checkContainer(a, "main")
 	n.startAgent()
-	n.awaitSlots("s0000 s0001 s0002 s0003") // before anybody sets a capacity
+	n.AwaitSlots("s0000 s0001 s0002 s0003") // before anybody sets a capacity
 	n.startContainer(a, "main")
 	n.startContainer(b, "main")
 	if after := []string{n.device(slots[0]), n.device(slots[1])}; !slices.Equal(before, after) {
@@ -148,7 +150,7 @@ func TestAgentRestart(t *testing.T) {
 	n.stopAgent()
 	n.finishWhileDown(a)
 	n.startAgent()
-	n.awaitCapacity(4)
+	n.AwaitCapacity(4)
 	n.checkContainer(b, "main")
 	if err := n.plugin.Sweep(n.owner.live); err != nil {
 		t.Fatal(err)
@@ -156,16 +158,16 @@ func TestAgentRestart(t *testing.T) {
 	if got := n.device(slots[0]); got != "" {
 		t.Errorf("the file of an ended pod is still there: %s", got)
 	}
-	n.await("new slots instead of those of the ended pod", func() bool {
-		healthy, _ := n.slots()
+	n.Await("new slots instead of those of the ended pod", func() bool {
+		healthy, _ := n.Slots()
 		return len(healthy) == 4 && slices.Contains(healthy, "s0005") && !slices.Contains(healthy, slots[0])
 	})
 	n.startContainer(b, "main")
 }
 
 // finishWhileDown ends a pod while no agent runs.
-func (n *node) finishWhileDown(p *testPod) {
-	n.end(p)
+func (n *node) finishWhileDown(p *kubelet.Pod) {
+	n.End(p)
 	n.owner.remove(p)
 }
 
@@ -177,20 +179,20 @@ func TestAgentRestartWithoutState(t *testing.T) {
 	n.runPod(a)
 	n.runPod(b)
 	n.finish(b)
-	n.awaitSlots(strings.Join(append(n.slotsOf(a, "main"), "s0003"), " "))
+	n.AwaitSlots(strings.Join(append(n.SlotsOf(a, "main"), "s0003"), " "))
 	n.stopAgent()
 	if err := os.Remove(n.config.State); err != nil {
 		t.Fatal(err)
 	}
 	n.startAgent()
-	n.awaitSlots("s0000 s0001 s0002") // of the ended pod, kubelet's checkpoint does not know that
+	n.AwaitSlots("s0000 s0001 s0002") // of the ended pod, kubelet's checkpoint does not know that
 	if err := n.plugin.Sweep(n.owner.live); err != nil {
 		t.Fatal(err)
 	}
 	n.checkContainer(a, "main") // unbound, but its pod lives
 	n.startContainer(a, "main")
 	n.setCapacity(4)
-	n.awaitSlots("s0000 s0001 s0002 s0004")
+	n.AwaitSlots("s0000 s0001 s0002 s0004")
 }
 
 func TestCorruptStateIsRefused(t *testing.T) {
@@ -214,11 +216,11 @@ func TestRunCallsOffPreparations(t *testing.T) {
 	n.owner.add(a)
 	begun := make(chan struct{})
 	n.owner.prepare = func(ctx context.Context, _ Container) error { close(begun); <-ctx.Done(); return ctx.Err() }
-	if err := n.admit(a); err != nil {
+	if err := n.Admit(a); err != nil {
 		t.Fatal(err)
 	}
 	result := make(chan error)
-	go func() { result <- n.preStart(context.Background(), a, "main") }()
+	go func() { result <- n.PreStart(context.Background(), a, "main") }()
 	<-begun
 	n.stopAgent() // goleak finds the flight if nobody waits for it
 	if <-result == nil {
@@ -231,7 +233,7 @@ func TestDeadSocketsAreRemoved(t *testing.T) {
 	n := newNode(t)
 	n.setCapacity(1)
 	n.stopAgent()
-	dead, alive := filepath.Join(n.dir, "dynamig-dead.sock"), filepath.Join(n.dir, "dynamig-live.sock")
+	dead, alive := filepath.Join(n.PluginDir(), "dynamig-dead.sock"), filepath.Join(n.PluginDir(), "dynamig-live.sock")
 	for _, path := range []string{dead, alive} {
 		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 		if err != nil {
@@ -244,7 +246,7 @@ func TestDeadSocketsAreRemoved(t *testing.T) {
 		l.SetUnlinkOnClose(false)
 		_ = l.Close()
 	}
-	removeDeadSockets(n.dir)
+	removeDeadSockets(n.PluginDir())
 	if _, err := os.Lstat(dead); err == nil {
 		t.Error("the dead socket is still there")
 	}

@@ -14,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/dynamig/dynamig/test/kubelet"
 )
 
 func TestSlotNames(t *testing.T) {
@@ -179,7 +181,7 @@ func FuzzReadCheckpoint(f *testing.F) {
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		c, err := readCheckpoint(path, testResource)
+		c, err := readCheckpoint(path, kubelet.Resource)
 		if err != nil {
 			return
 		}
@@ -206,13 +208,13 @@ const checkpointOfKubelet = `{"Data":{"PodDeviceEntries":[` +
 
 func TestReadCheckpoint(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "checkpoint")
-	if c, err := readCheckpoint(path, testResource); err != nil || len(c.holdings) != 0 {
+	if c, err := readCheckpoint(path, kubelet.Resource); err != nil || len(c.holdings) != 0 {
 		t.Errorf("a missing checkpoint = %v, %v", c, err)
 	}
 	if err := os.WriteFile(path, []byte(checkpointOfKubelet), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, err := readCheckpoint(path, testResource)
+	c, err := readCheckpoint(path, kubelet.Resource)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+
+	"github.com/dynamig/dynamig/test/kubelet"
 )
 
 func TestOneContainer(t *testing.T) {
@@ -21,8 +23,8 @@ func TestOneContainer(t *testing.T) {
 	n.setCapacity(4)
 	a := pod("a", "main=GPU-1/14/0 GPU-1/14/2")
 	n.runPod(a)
-	slots := n.slotsOf(a, "main")
-	for i, key := range a.apps[0].devices {
+	slots := n.SlotsOf(a, "main")
+	for i, key := range a.Apps[0].Devices {
 		if got, want := n.device(slots[i]), editsOf(a, key).Env[0]; got != want {
 			t.Errorf("slot %s stands for %s, want %s: the sorted slots take the devices in their order", slots[i], got, want)
 		}
@@ -38,11 +40,11 @@ func TestParallelStartsSeeTheirOwnDevices(t *testing.T) {
 	n := newNode(t)
 	const pods = 150
 	n.setCapacity(5 * pods)
-	var all []*testPod
+	var all []*kubelet.Pod
 	for i := range pods {
 		p := pod(fmt.Sprintf("p%03d", i), fmt.Sprintf("one=%d/a", i), fmt.Sprintf("two=%d/b %d/c", i, i))
 		if i%3 == 0 {
-			p.inits = pod("", fmt.Sprintf("init:zero=%d/a", i)).inits
+			p.Inits = pod("", fmt.Sprintf("init:zero=%d/a", i)).Inits
 		}
 		n.owner.add(p)
 		all = append(all, p)
@@ -51,24 +53,24 @@ func TestParallelStartsSeeTheirOwnDevices(t *testing.T) {
 	begin := time.Now()
 	for _, p := range all {
 		running.Go(func() {
-			if err := n.admit(p); err != nil {
-				t.Errorf("admitting %s: %v", p.name, err)
+			if err := n.Admit(p); err != nil {
+				t.Errorf("admitting %s: %v", p.Name, err)
 				return
 			}
-			for _, c := range p.inits {
-				n.startContainer(p, c.name)
+			for _, c := range p.Inits {
+				n.startContainer(p, c.Name)
 			}
-			for _, c := range p.apps {
-				running.Go(func() { n.startContainer(p, c.name) })
+			for _, c := range p.Apps {
+				running.Go(func() { n.startContainer(p, c.Name) })
 			}
 		})
 	}
 	running.Wait()
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	t.Logf("350 starts in %v with %d PodResources calls", time.Since(begin), n.listCalls)
-	if n.rejected > 0 {
-		t.Errorf("%d PodResources calls were over kubelet's limit", n.rejected)
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
+	t.Logf("350 starts in %v with %d PodResources calls", time.Since(begin), n.ListCalls)
+	if n.Rejected > 0 {
+		t.Errorf("%d PodResources calls were over kubelet's limit", n.Rejected)
 	}
 }
 
@@ -78,9 +80,9 @@ func TestPodResourcesCallsAreShared(t *testing.T) {
 	n := newNode(t)
 	n.setCapacity(1)
 	inCall, goOn := make(chan struct{}), make(chan struct{})
-	n.mu.Lock()
-	n.beforeList = func() { inCall <- struct{}{}; <-goOn }
-	n.mu.Unlock()
+	n.Mu.Lock()
+	n.BeforeList = func() { inCall <- struct{}{}; <-goOn }
+	n.Mu.Unlock()
 	result := make(chan error)
 	go func() { _, err := n.plugin.holders.list(context.Background()); result <- err }()
 	select {
@@ -106,10 +108,10 @@ func TestPodResourcesCallsAreShared(t *testing.T) {
 	}
 	<-inCall
 	goOn <- struct{}{}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.listCalls > 3 {
-		t.Errorf("52 askers made %d calls, want 3", n.listCalls)
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
+	if n.ListCalls > 3 {
+		t.Errorf("52 askers made %d calls, want 3", n.ListCalls)
 	}
 }
 
@@ -119,15 +121,15 @@ func TestStartsSurviveTheRateLimit(t *testing.T) {
 	n.setCapacity(2)
 	a := pod("a", "main=1")
 	n.owner.add(a)
-	if err := n.admit(a); err != nil {
+	if err := n.Admit(a); err != nil {
 		t.Fatal(err)
 	}
-	n.limit.AllowN(time.Now(), 10) // the burst is gone
-	n.limit.SetLimit(4)
+	n.Limit.AllowN(time.Now(), 10) // the burst is gone
+	n.Limit.SetLimit(4)
 	n.startContainer(a, "main")
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.rejected == 0 {
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
+	if n.Rejected == 0 {
 		t.Error("no call was rejected: the test proves nothing")
 	}
 }
@@ -149,11 +151,11 @@ func TestInitContainersShareSlots(t *testing.T) {
 			for i := range 10 {
 				p := pod(fmt.Sprintf("p%d", i), shape...)
 				n.runPod(p)
-				for _, c := range p.apps { // a restart
-					n.startContainer(p, c.name)
+				for _, c := range p.Apps { // a restart
+					n.startContainer(p, c.Name)
 				}
 				n.finish(p)
-				n.awaitCapacity(8)
+				n.AwaitCapacity(8)
 			}
 		})
 	}
@@ -174,12 +176,12 @@ func TestCancelledStartGoesOn(t *testing.T) {
 			return ctx.Err()
 		}
 	}
-	if err := n.admit(a); err != nil {
+	if err := n.Admit(a); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-		wantError(t, n.preStart(ctx, a, "main"), errStillPreparing, "preparing container main of pod default/a: ")
+		wantError(t, n.PreStart(ctx, a, "main"), errStillPreparing, "preparing container main of pod default/a: ")
 		cancel()
 	}
 	if got := n.owner.prepared("main"); got != 1 {
@@ -197,17 +199,17 @@ func TestWorkEndsWithoutKubelet(t *testing.T) {
 	n.owner.add(a)
 	ready := make(chan struct{})
 	n.owner.prepare = func(context.Context, Container) error { <-ready; return nil }
-	if err := n.admit(a); err != nil {
+	if err := n.Admit(a); err != nil {
 		t.Fatal(err)
 	}
 	short, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	wantError(t, n.preStart(short, a, "main"), errStillPreparing)
-	n.stop() // kubelet is gone altogether
+	wantError(t, n.PreStart(short, a, "main"), errStillPreparing)
+	n.Stop() // kubelet is gone altogether
 	close(ready)
 	n.plugin.flights.running.Wait()
-	n.run()
-	n.awaitCapacity(1)
+	n.Run()
+	n.AwaitCapacity(1)
 	n.checkContainer(a, "main")
 }
 
@@ -218,20 +220,20 @@ func TestLostCheckpointIsRepaired(t *testing.T) {
 	n.setCapacity(1)
 	a := pod("a", "init:i=1", "main=1") // PodResources does not know i
 	n.owner.add(a)
-	n.mu.Lock()
-	n.keepEmpty = true
-	n.mu.Unlock()
-	if err := n.admit(a); err != nil {
+	n.Mu.Lock()
+	n.KeepEmpty = true
+	n.Mu.Unlock()
+	if err := n.Admit(a); err != nil {
 		t.Fatal(err)
 	}
-	n.mu.Lock()
-	n.keepEmpty = false
-	lists := n.lists
-	n.mu.Unlock()
+	n.Mu.Lock()
+	n.KeepEmpty = false
+	lists := n.Lists
+	n.Mu.Unlock()
 	n.startContainer(a, "i")
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.lists == lists {
+	n.Mu.Lock()
+	defer n.Mu.Unlock()
+	if n.Lists == lists {
 		t.Error("no list was sent: the test proves nothing")
 	}
 }
@@ -242,10 +244,10 @@ func TestCheckpointIsReadAgain(t *testing.T) {
 	n.setCapacity(1)
 	a := pod("a", "main=1")
 	n.owner.add(a)
-	if err := n.admit(a); err != nil {
+	if err := n.Admit(a); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(n.dir, kubeletCheckpoint)
+	path := filepath.Join(n.PluginDir(), kubeletCheckpoint)
 	whole, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -254,7 +256,7 @@ func TestCheckpointIsReadAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	result := make(chan error)
-	go func() { result <- n.preStart(context.Background(), a, "main") }()
+	go func() { result <- n.PreStart(context.Background(), a, "main") }()
 	if err := os.WriteFile(path, whole, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -269,11 +271,11 @@ func TestOwnerLearnsOfThePodLate(t *testing.T) {
 	n := newNode(t)
 	n.setCapacity(1)
 	a := pod("a", "main=1")
-	if err := n.admit(a); err != nil {
+	if err := n.Admit(a); err != nil {
 		t.Fatal(err)
 	}
 	result := make(chan error)
-	go func() { result <- n.preStart(context.Background(), a, "main") }()
+	go func() { result <- n.PreStart(context.Background(), a, "main") }()
 	n.owner.add(a)
 	if err := <-result; err != nil {
 		t.Error(err)
@@ -289,7 +291,7 @@ func TestAllocateDoesNotWaitForTheDisk(t *testing.T) {
 	defer end()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	_, err := n.api.Allocate(ctx, &pluginapi.AllocateRequest{
+	_, err := n.API.Allocate(ctx, &pluginapi.AllocateRequest{
 		ContainerRequests: []*pluginapi.ContainerAllocateRequest{{DevicesIds: []string{"s0000"}}},
 	})
 	if err != nil {
