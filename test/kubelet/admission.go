@@ -224,3 +224,21 @@ func sortSlots(names []string) []string {
 	})
 	return names
 }
+
+// Readmit admits a pod that was admitted before kubelet's own restart, from the
+// checkpoint: the plugin is not asked, but all slots must be there and healthy.
+func (k *Kubelet) Readmit(pod *Pod) error {
+	k.admitted.Lock()
+	defer k.admitted.Unlock()
+	k.Mu.Lock()
+	defer k.Mu.Unlock()
+	for name, hold := range k.Holds[pod.UID] {
+		for _, slot := range hold.Slots {
+			if !k.healthy[slot] {
+				delete(k.Active, pod.UID)
+				return fmt.Errorf("UnexpectedAdmissionError: slot %s of container %s is not healthy", slot, name)
+			}
+		}
+	}
+	return nil
+}
