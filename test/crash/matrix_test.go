@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -238,11 +239,15 @@ func measure(t *testing.T, story story) (writes []string, calls int) {
 	return s.Agent().Steps(), s.Dump().Calls - before
 }
 
+// enough failures are enough to read: each waits for long.
+const enough = 3
+
 // atOnce is how many nodes live at the same time.
 const atOnce = 6
 
 func matrix(t *testing.T, story story, points []crashPoint) {
-	var mu sync.Mutex
+	var failed atomic.Int32
+	var mu sync.Mutex // guards missed and died
 	var missed []string
 	died := 0
 	gate := make(chan struct{}, atOnce)
@@ -252,6 +257,14 @@ func matrix(t *testing.T, story story, points []crashPoint) {
 				t.Parallel()
 				gate <- struct{}{}
 				defer func() { <-gate }()
+				if failed.Load() >= enough {
+					t.Skip("enough have failed")
+				}
+				t.Cleanup(func() {
+					if t.Failed() {
+						failed.Add(1)
+					}
+				})
 				hit := live(t, story, point)
 				mu.Lock()
 				defer mu.Unlock()
