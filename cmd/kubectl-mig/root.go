@@ -30,7 +30,7 @@ would not fit).`,
 	root.SetOut(s.out)
 	root.SetErr(s.err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newVersionCommand(s))
+	root.AddCommand(newReplayCommand(s), newVersionCommand(s))
 	return root
 }
 

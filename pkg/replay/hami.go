@@ -16,9 +16,9 @@ import (
 // ratios: instances, compute and memory in use. What a GPU gives is the business of
 // a giver: HAMi changed that in version 2.10.
 //
-// HAMi does not know compute when it chooses a profile, and cannot be asked for a
-// profile by name. Both are taken as asking for the memory of the smallest adequate
-// profile, which is more than it can do.
+// HAMi does not look at compute when it chooses a profile, and cannot be asked for
+// one by name. So that all policies give the same service, it is taken to: a job
+// gets at least the memory and the compute slices of the smallest adequate profile.
 type hami struct {
 	*cluster
 	giver giver
@@ -144,8 +144,8 @@ func (h *hami) onNode(node, class int) ([]Spot, bool) {
 	return spots, len(spots) == h.classes[class].devices
 }
 
-// flexible is HAMi 2.10: any placement. Of the profiles with enough memory,
-// smallest first, it takes the first that has room; 1g and 3g go as high as
+// flexible is HAMi 2.10: any placement. Of the profiles with enough, smallest
+// first, it takes the first that has room; 1g and 3g go as high as
 // possible, others as low as possible. A request by name gets that profile or none,
 // which spares HAMi its silent step to a larger one.
 type flexible struct {
@@ -205,19 +205,22 @@ func (f *flexible) candidates(gpu, class int) []geometry.ProfileID {
 	if c.want.Profile != "" {
 		return []geometry.ProfileID{need}
 	}
-	offers := f.offers[model]
-	for i, id := range offers {
+	var enough []geometry.ProfileID
+	for _, id := range f.offers[model] {
 		if f.fleet.models[model].enough(id, need) {
-			return offers[i:]
+			enough = append(enough, id)
 		}
 	}
-	return nil
+	return enough
 }
 
-// enough reports whether a profile has the memory of another.
+// enough reports whether a profile has the memory and compute of another.
 func (m *model) enough(id, need geometry.ProfileID) bool {
 	p, _ := m.catalogue.Model().Profile(id)
 	q, _ := m.catalogue.Model().Profile(need)
+	if p.ComputeSlices < q.ComputeSlices {
+		return false
+	}
 	if p.MemoryMiB > 0 && q.MemoryMiB > 0 {
 		return p.MemoryMiB >= q.MemoryMiB
 	}

@@ -246,8 +246,9 @@ func TestTemplatesByHand(t *testing.T) {
 	f := fleet(t, "1x1xH100-80GB")
 	got := spots(t, f, Templates,
 		"0,5,,2g.20gb,,", "1,5,,3g.40gb,,", "2,5,,1g.10gb,,", "3,5,,1g.10gb,,", // cut as 1g + 3 x 2g: no 3g; the second 1g gets a 2g
-		"10,5,,4g.40gb,,", "11,5,,2g.20gb,,", "12,,,1g.10gb,,") // idle, then 2 x 3g
-	want := []string{"0:2g.20gb@0", "-", "0:1g.10gb@6", "0:2g.20gb@2", "0:3g.40gb@0", "0:3g.40gb@4", "-"}
+		"10,5,,3g.40gb,,", "11,5,,2g.20gb,,", "12,2,,1g.10gb,,", // idle, then 2 x 3g
+		"20,,,4g.40gb,,", "21,,,1g.10gb,,") // no layout has a 4g
+	want := []string{"0:2g.20gb@0", "-", "0:1g.10gb@6", "0:2g.20gb@2", "0:3g.40gb@0", "0:3g.40gb@4", "-", "0:7g.80gb@0", "-"}
 	if !slices.Equal(got, want) {
 		t.Errorf("placed %v, want %v", got, want)
 	}
@@ -368,11 +369,10 @@ func checkSteps(t *testing.T, f *Fleet, jobs []Job, policy string, mode Mode) {
 	}
 }
 
-// suits checks that a job got what it asked for. HAMi does not know cores.
+// suits checks that a job got what it asked for.
 func suits(t *testing.T, c *geometry.Catalogue, w geometry.Want, s Spot, policy string) {
 	t.Helper()
 	p, _ := c.Model().Profile(s.Profile)
-	hami := policy == HAMi || policy == Templates
 	memory := p.MemoryMiB
 	for _, e := range c.Entries() {
 		if e.Profile == s.Profile {
@@ -381,7 +381,7 @@ func suits(t *testing.T, c *geometry.Catalogue, w geometry.Want, s Spot, policy 
 	}
 	switch {
 	case memory < w.MemoryMiB,
-		!hami && 100*p.ComputeSlices/c.Model().ComputeSlices() < w.Cores,
+		100*p.ComputeSlices/c.Model().ComputeSlices() < w.Cores,
 		w.Full && p.Size != c.Model().MemorySlices(),
 		w.Profile != "" && p.Name != w.Profile && policy != Templates:
 		t.Fatalf("%+v got %s of %s", w, p.Name, c.Model().Name())

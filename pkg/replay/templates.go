@@ -11,7 +11,7 @@ import (
 )
 
 // templates is HAMi up to 2.9: a GPU is cut as a whole. An idle one takes the first
-// layout of the file with any instance of enough memory; from then on, until its
+// layout of the file with any instance that is enough; from then on, until its
 // last job ends, it gives only unused instances of that layout, the first in order
 // that has enough.
 type templates struct {

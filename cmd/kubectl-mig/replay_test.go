@@ -1,0 +1,106 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/dynamig/dynamig/pkg/replay"
+)
+
+// jobs is a file with a small trace: on one A30, the 4g waits for the 2g.
+func jobs(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "jobs.csv")
+	text := "arrival,duration,profile,gpumem\n0,10,2g.12gb,\n1,5,4g.24gb,\n2,4,,5000\n10,2,,200000\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// TestReplayTable compares with a golden file, less what depends on the machine.
+func TestReplayTable(t *testing.T) {
+	got := runWith(t, "replay", "--fleet", "1x1xA30-24GB", "--trace", jobs(t), "--mode", "queue", "--policy", "ours,hami-2.10")
+	if got.code != exitFine || got.err != "" {
+		t.Fatalf("exit code %d, %s", got.code, got.err)
+	}
+	out := regexp.MustCompile(`(?m) +[0-9]+$`).ReplaceAllString(strings.ReplaceAll(got.out, "NS/DECISION", ""), "")
+	out = regexp.MustCompile(`(?m) +$`).ReplaceAllString(out, "")
+	want, err := os.ReadFile("testdata/replay.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out != string(want) {
+		t.Errorf("the table is\n%s\nwant\n%s", out, want)
+	}
+}
+
+func TestReplayJSON(t *testing.T) {
+	args := []string{"replay", "--fleet", "1x1xA30-24GB", "--trace", jobs(t), "-o", "json"}
+	var one replay.Result
+	if got := runWith(t, args...); json.Unmarshal([]byte(got.out), &one) != nil || one.Policy != replay.Ours || one.Accepted != 2 || one.Rejected != 2 {
+		t.Errorf("one policy prints %s%s, want an object with two of four jobs accepted", got.out, got.err)
+	}
+	var several []replay.Result
+	if got := runWith(t, append(args, "--policy", "first-fit", "--policy", "fgd")...); json.Unmarshal([]byte(got.out), &several) != nil || len(several) != 2 {
+		t.Errorf("two policies print %s%s, want a list of two", got.out, got.err)
+	}
+}
+
+func TestReplayMistakes(t *testing.T) {
+	trace, fleet := jobs(t), "--fleet=1x1xA30-24GB"
+	broken := filepath.Join(t.TempDir(), "broken.csv")
+	if err := os.WriteFile(broken, []byte("arrival,gpumem\n0,5GB\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"--trace", trace}, exitUsage, "--fleet is missing; give for example"},
+		{[]string{fleet}, exitUsage, "--trace is missing"},
+		{[]string{fleet, "--trace", trace, "--mode", "lose"}, exitUsage, `--mode is "lose"; use loss or queue`},
+		{[]string{fleet, "--trace", trace, "--policy", "best"}, exitUsage, `--policy "best" is not known; use ours, `},
+		{[]string{fleet, "--trace", trace, "--warmup", "1"}, exitUsage, "--warmup is 1; use"},
+		{[]string{fleet, "--trace", trace, "-o", "yaml"}, exitUsage, `--output is "yaml"; use table or json`},
+		{[]string{"--fleet=12x8", "--trace", trace}, exitError, `parsing fleet "12x8": want nodes x GPUs`},
+		{[]string{fleet, "--trace", "/nowhere.csv"}, exitError, "reading --trace: open /nowhere.csv"},
+		{[]string{fleet, "--trace", trace, "--device-config", "/nowhere.yaml"}, exitError, "reading --device-config: open /nowhere.yaml"},
+		{[]string{fleet, "--trace", trace, "--device-config", trace}, exitError, "jobs.csv:1"},
+		{[]string{fleet, "--trace", broken}, exitError, `broken.csv:2:3: gpumem is "5GB"`},
+		{[]string{fleet, "--trace", trace, "--policy", "repack"}, exitError, "there is no exact bound for a A30-24GB"},
+		{[]string{fleet, "--trace", "-"}, exitError, "reading trace standard input: it is empty"},
+		{[]string{fleet, "--trace", trace, "--trace-format", "openb"}, exitError, `jobs.csv:1:1: there is no column "num_gpu"`},
+	} {
+		got := runWith(t, append([]string{"replay"}, tc.args...)...)
+		if got.code != tc.code || !strings.Contains(got.err, tc.says) || got.out != "" {
+			t.Errorf("replay %v = %d, %q; want %d, %q", tc.args, got.code, got.err, tc.code, tc.says)
+		}
+	}
+}
+
+// TestReplayProgress: a line that is rewritten, on a terminal only.
+func TestReplayProgress(t *testing.T) {
+	var out bytes.Buffer
+	p := &progress{out: &out, policy: "fgd", jobs: 1000, shown: -1}
+	for _, n := range []int{0, 1, 9, 256, 512} {
+		p.show(n)
+	}
+	p.wipe()
+	want := "\rfgd: 0 of 1000 jobs (0%)\x1b[K\rfgd: 256 of 1000 jobs (25%)\x1b[K\rfgd: 512 of 1000 jobs (51%)\x1b[K\r\x1b[K"
+	if out.String() != want {
+		t.Errorf("progress is %q, want %q", out.String(), want)
+	}
+	if p := newProgress(&out, "fgd", 1000); p.out != nil {
+		t.Error("progress goes to what is no terminal")
+	}
+}
