@@ -5,6 +5,8 @@ package replay
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/dynamig/dynamig/pkg/geometry"
 	"github.com/dynamig/dynamig/pkg/pool"
@@ -92,6 +94,10 @@ func (f *Fleet) answers(trace *Trace) error {
 			continue
 		}
 		checked[job.Want] = true
+		if name := job.Want.Profile; name != "" && !f.has(name) {
+			return fmt.Errorf("%s:%d: the job asks for profile %q, which no board of the fleet has; a %s has %s",
+				trace.File, job.Line, name, f.models[0].board.Key, f.models[0].names())
+		}
 		for _, m := range f.models {
 			if p, unknown := m.unknown(job.Want); unknown {
 				return fmt.Errorf("%s:%d: the job asks for %s, and how much memory %s of a %s has is not known; ask by profile or by gpucores alone, or use another board",
@@ -100,6 +106,23 @@ func (f *Fleet) answers(trace *Trace) error {
 		}
 	}
 	return nil
+}
+
+// has reports whether any board has a profile of that name.
+func (f *Fleet) has(profile string) bool {
+	return slices.ContainsFunc(f.models, func(m *model) bool {
+		_, ok := m.catalogue.Model().ByName(profile)
+		return ok
+	})
+}
+
+// names lists the model's profiles.
+func (m *model) names() string {
+	var names []string
+	for _, p := range m.catalogue.Model().Profiles() {
+		names = append(names, p.Name)
+	}
+	return strings.Join(names, ", ")
 }
 
 // unknown finds the smallest profile that may be the answer to a want by memory,

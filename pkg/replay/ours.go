@@ -7,8 +7,10 @@ import (
 	"fmt"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
@@ -29,22 +31,40 @@ type planned struct {
 	plan        pool.Plan
 }
 
-func newOurs(f *Fleet, classes []class) *ours {
+func newOurs(f *Fleet, classes []class) (*ours, error) {
 	o := &ours{
 		fleet: f, ledger: pool.NewLedger(),
 		views: make([]*pool.View, len(f.nodes)), plans: make([][]planned, len(f.nodes)),
 	}
 	for i := range classes {
-		r := &pool.Request{MIG: true}
-		for range classes[i].devices {
-			r.Devices = append(r.Devices, classes[i].want)
+		r, err := pool.Parse(classes[i].pod(), pool.Options{NoOversize: !classes[i].want.Oversize})
+		if err != nil {
+			return nil, fmt.Errorf("policy %s: the pod of a job: %w", Ours, err)
 		}
 		o.requests = append(o.requests, r)
 	}
 	for i := range o.plans {
 		o.plans[i] = make([]planned, len(classes))
 	}
-	return o
+	return o, nil
+}
+
+// pod is what a job of this class would be in a cluster.
+func (c *class) pod() *v1.Pod {
+	limits := v1.ResourceList{v1alpha1.ResourceGPU: *resource.NewQuantity(int64(c.devices), resource.DecimalSI)}
+	if c.want.MemoryMiB > 0 {
+		limits[v1alpha1.ResourceMemory] = *resource.NewQuantity(int64(c.want.MemoryMiB), resource.DecimalSI)
+	}
+	if c.want.Cores > 0 {
+		limits[v1alpha1.ResourceCores] = *resource.NewQuantity(int64(c.want.Cores), resource.DecimalSI)
+	}
+	pod := &v1.Pod{}
+	pod.Annotations = map[string]string{v1alpha1.AnnotationMode: v1alpha1.ModeMIG}
+	if c.want.Profile != "" {
+		pod.Annotations[v1alpha1.AnnotationProfile] = c.want.Profile
+	}
+	pod.Spec.Containers = []v1.Container{{Name: "job", Resources: v1.ResourceRequirements{Limits: limits}}}
+	return pod
 }
 
 func (o *ours) choose(class int) ([]Spot, bool) {

@@ -32,7 +32,11 @@ func newWorld(f *Fleet, classes []class, name string) (world, error) {
 	c := newCluster(f, classes)
 	switch name {
 	case Ours:
-		c.policy = newOurs(f, classes)
+		o, err := newOurs(f, classes)
+		if err != nil {
+			return nil, err
+		}
+		c.policy = o
 	case Templates:
 		giver, err := newTemplates(c)
 		if err != nil {

@@ -110,6 +110,7 @@ func TestMistakesInTracesNameTheirPlace(t *testing.T) {
 		{"arrival,gpumem\n1\n", `t.csv:2:1: the line has 1 fields, and the header 2`},
 		{"arrival,profile,gpumem\n1,1g.10gb,3\n", `t.csv:2:3: profile is "1g.10gb" beside gpumem`},
 		{"arrival,gpumem\n1,1\"0\n", "t.csv:2:4: bare \" in non-quoted"},
+		{"arrival,profile\n1,1g.10gb\n1,1g.18gb\n", `t.csv:3: the job asks for profile "1g.18gb", which no board of the fleet has; a H100-80GB has 7g.80gb, `},
 		{"\x1f\x8bnot gzip", "reading trace t.csv: "},
 	} {
 		_, err := ReadTrace(strings.NewReader(tc.text), "t.csv", CSV, fleet(t, "1x1xH100-80GB"))
