@@ -24,8 +24,9 @@
 //	    it Foreign or Stuck. Live and Idle instances do not count.
 //	I2  A Ledger entry wins over the same pod's annotation.
 //	I3  A View is immutable; equal input gives an equal Plan.
-//	I4  A node's revision only grows, with every change of the ledger, also with
-//	    simulated ones, so that (generation, pods, Node, revision) names a View.
+//	I4  A node's revision only grows, with every change of what pods hold there,
+//	    also with simulated ones, so that (generation, pods, Node, revision) names a
+//	    View.
 //	I5  A pod that the node's agent has refused holds no spans.
 //
 // pool does not know the scheduling framework, clients, clocks or NVML.

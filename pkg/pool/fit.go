@@ -89,22 +89,58 @@ func fillsHalf(w geometry.Want, m *geometry.Model, a *Assigned) bool {
 // are on different GPUs. Ties go to the lower GPU position and start, so equal
 // input gives equal output. Pure; safe for parallel use.
 func (v *View) Fit(r *Request) (Plan, *Verdict) {
+	plan, verdict := v.find(r)
+	if verdict == full {
+		verdict = v.explain(r)
+	}
+	return plan, verdict
+}
+
+// Fits is Fit for callers that need neither the plan nor the reason, which takes
+// further searches.
+func (v *View) Fits(r *Request) bool {
+	_, verdict := v.find(r)
+	return verdict == nil
+}
+
+// full is find's verdict on a node that has no room as it is; explain knows more.
+var full = &Verdict{Reason: "node(s) had no room", Curable: true}
+
+// find is Fit without the reasons that take further searches.
+func (v *View) find(r *Request) (Plan, *Verdict) {
 	if verdict := v.precheck(r); verdict != nil {
 		return Plan{}, verdict
 	}
-	if plan, ok := v.plan(r); ok {
+	plan, out := v.plan(r)
+	switch out {
+	case found:
 		return plan, nil
+	case exceeded:
+		return Plan{}, &Verdict{Reason: "node(s) took too many steps to search for " + describeAll(r), Curable: true}
+	default:
+		return Plan{}, full
 	}
-	return Plan{}, v.explain(r)
 }
 
-// plan is Fit without a reason.
-func (v *View) plan(r *Request) (Plan, bool) {
-	if len(r.Devices) == 1 {
-		best, score, ok := v.best(r)
-		return Plan{Devices: []Assigned{best}, Score: score}, ok
+// outcome of a search for a plan.
+type outcome int
+
+const (
+	none     outcome = iota // there is no plan
+	found                   //
+	exceeded                // the search was given up: nothing is known
+)
+
+// plan looks for one, whatever precheck says.
+func (v *View) plan(r *Request) (Plan, outcome) {
+	if len(r.Devices) > 1 {
+		return v.search(r)
 	}
-	return v.search(r)
+	best, score, ok := v.best(r)
+	if !ok {
+		return Plan{}, none
+	}
+	return Plan{Devices: []Assigned{best}, Score: score}, found
 }
 
 // precheck rejects what needs no look at what is taken.

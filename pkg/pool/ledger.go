@@ -117,14 +117,14 @@ func (l *Ledger) Assume(h Holder) {
 }
 
 // Publish notes that the pod's annotation is written. It does nothing when the
-// ledger does not hold the pod.
+// ledger does not hold the pod. What the pod holds stays, and so does the revision.
 func (l *Ledger) Publish(uid types.UID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if old, ok := l.pods[uid]; ok && old.State == Assumed {
 		h := *old
 		h.State = Published
-		l.put(&h)
+		l.pods[uid], l.nodes[h.Node][uid] = &h, &h
 	}
 }
 

@@ -31,7 +31,7 @@ type Pool struct {
 	avoided map[string][]*Holder           // by node: see Avoid
 	models  map[*geometry.Catalogue]int    // GPUs offered, by catalogue
 	shares  map[v1alpha1.ShareCapacity]int // GPUs offered to shares, by capacity
-	largest int                            // most devices of any node
+	sizes   map[int]int                    // nodes, by the number of devices they can hold
 }
 
 // entry is a node with its two newest views: nominated pods make kube-scheduler
@@ -68,6 +68,7 @@ func New(opts Options) *Pool {
 		avoided: map[string][]*Holder{},
 		models:  map[*geometry.Catalogue]int{},
 		shares:  map[v1alpha1.ShareCapacity]int{},
+		sizes:   map[int]int{},
 	}
 }
 
@@ -75,11 +76,16 @@ func New(opts Options) *Pool {
 func (p *Pool) Parse(pod *v1.Pod) (*Request, error) { return Parse(pod, p.opts) }
 
 // Update takes a GPUNode's newest report. The error says what is wrong with it;
-// the node offers nothing then.
+// the node offers nothing then. What was avoided on an earlier node of the same name
+// is forgotten; what pods hold there stays, since they may go on as they are when
+// a Node object is only registered again.
 func (p *Pool) Update(obj *v1alpha1.GPUNode) error {
 	node, err := NodeOf(obj, &p.catalogues)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if old, ok := p.nodes[obj.Name]; ok && old.report.UID != obj.Status.NodeUID {
+		delete(p.avoided, obj.Name)
+	}
 	p.remove(obj.Name)
 	if err != nil {
 		p.broken[obj.Name] = err
@@ -115,10 +121,11 @@ func (p *Pool) applyAvoided(name string) {
 	}
 }
 
-// Remove drops a node; idempotent.
+// Remove drops a node and what is avoided there; idempotent.
 func (p *Pool) Remove(name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	delete(p.avoided, name)
 	p.remove(name)
 }
 
@@ -146,15 +153,19 @@ func (p *Pool) count(node *Node, by int) {
 			delete(p.models, c)
 		}
 	}
-	switch devices := node.Devices(); {
-	case by > 0:
-		p.largest = max(p.largest, devices)
-	case devices == p.largest:
-		p.largest = 0
-		for _, e := range p.nodes {
-			p.largest = max(p.largest, e.node.Devices())
-		}
+	devices := node.Devices()
+	if p.sizes[devices] += by; p.sizes[devices] == 0 {
+		delete(p.sizes, devices)
 	}
+}
+
+// largest is the most devices that any node can hold.
+func (p *Pool) largest() int {
+	most := 0
+	for devices := range p.sizes {
+		most = max(most, devices)
+	}
+	return most
 }
 
 // Node returns a node; nil when there is none. The error tells why a GPUNode that
@@ -219,8 +230,8 @@ func (p *Pool) Possible(r *Request) error {
 	case !mig && !share:
 		return nil // Fit says so for each node
 	}
-	if n := len(r.Devices); n > p.largest {
-		return invalid("the pod asks for %d devices of %s; the largest node can hold %d", n, v1alpha1.ResourceGPU, p.largest)
+	if n, most := len(r.Devices), p.largest(); n > most {
+		return invalid("the pod asks for %d devices of %s; the largest node can hold %d", n, v1alpha1.ResourceGPU, most)
 	}
 	for i, w := range r.Devices {
 		if mig && p.cuttable(w) || share && p.shareable(r.Shares[i]) {

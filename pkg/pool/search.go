@@ -14,7 +14,8 @@ import (
 )
 
 // maxSteps bounds the search for several devices. Realistic mixes need a few
-// steps per device; beyond the bound the node counts as full.
+// steps per device; beyond the bound the node counts as full, with a reason of its
+// own.
 const maxSteps = 20000
 
 // maxGroups bounds how many groups of devices may each have a mode of their own:
@@ -22,7 +23,7 @@ const maxSteps = 20000
 const maxGroups = 4
 
 // search finds the best plan over the modes that each group of devices may have.
-func (v *View) search(r *Request) (best Plan, found bool) {
+func (v *View) search(r *Request) (best Plan, out outcome) {
 	modes := v.considered(r)
 	groups := r.groups()
 	count := 1 + slices.Max(groups)
@@ -43,14 +44,16 @@ func (v *View) search(r *Request) (best Plan, found bool) {
 			}
 		}
 		s.any = modes
-		if !s.place(0) {
-			continue
-		}
-		if plan := s.plan(); !found || plan.Score < best.Score {
-			best, found = plan, true
+		switch {
+		case s.place(0):
+			if plan := s.plan(); out != found || plan.Score < best.Score {
+				best, out = plan, found
+			}
+		case s.exceeded() && out == none:
+			out = exceeded
 		}
 	}
-	return best, found
+	return best, out
 }
 
 // considered are the modes that the request allows and the node has.
@@ -185,7 +188,7 @@ func (s *search) place(i int) bool {
 	}
 	device := s.order[i]
 	for _, c := range s.candidates(device) {
-		if s.steps++; s.steps > maxSteps {
+		if s.steps++; s.exceeded() {
 			return false
 		}
 		gpu := c.GPU
@@ -208,6 +211,9 @@ func (s *search) place(i int) bool {
 	s.dead[state] = struct{}{}
 	return false
 }
+
+// exceeded reports whether the search was given up.
+func (s *search) exceeded() bool { return s.steps > maxSteps }
 
 // candidate is a choice with its score.
 type candidate struct {

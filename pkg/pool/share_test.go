@@ -424,7 +424,7 @@ func TestReportAboutShares(t *testing.T) {
 		return planText(t, p.CachedView("n", Key{}, none), pod("p").wants("c", "gpu=1 gpumem=100"))
 	}
 	again := p.Avoid(Holder{Node: "n", Spans: []Held{{GPU: "GPU-0", Share: v1alpha1.Share{MemoryMiB: 1}}}})
-	if got, want := ask(), "node(s) had no GPU with enough left to share for 100 MiB"; got != want {
+	if got, want := ask(), "node(s) had just refused the only GPU with enough left to share for 100 MiB"; got != want {
 		t.Errorf("avoided: %s, want %s", got, want)
 	}
 	again()

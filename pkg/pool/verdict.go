@@ -27,30 +27,46 @@ const (
 )
 
 // explain says why r does not fit: nothing on this hardware, somebody else's
-// instance in the way, or pods in the way.
+// instance in the way, a place that an agent has just refused, or pods in the way.
 func (v *View) explain(r *Request) *Verdict {
 	words := reasonsBy[v.considered(r)]
+	unavoided := &View{Node: v.Node, occupied: v.occupied, taken: v.taken, regardless: true}
 	switch {
-	case !v.Node.bare().holds(r):
+	case !v.Node.bare().couldHold(r):
 		return &Verdict{Reason: words.never + describeAll(r)}
-	case !v.Node.idle().holds(r):
+	case !v.Node.idle().couldHold(r):
 		return &Verdict{Reason: "node(s) had foreign or stuck MIG instances in the way of " + describeAll(r)}
+	case unavoided.Fits(r):
+		return &Verdict{Reason: words.refused + describeAll(r), Curable: true}
 	default:
 		return &Verdict{Reason: words.full + describeAll(r), Curable: true}
 	}
 }
 
 // reasonsBy the modes that were considered; what is asked for follows.
-var reasonsBy = map[mode]struct{ never, full string }{
-	mig:         {"node(s) cannot be cut into ", "node(s) had no free MIG placement for "},
-	share:       {"node(s) cannot share GPUs as ", "node(s) had no GPU with enough left to share for "},
-	mig | share: {"node(s) can neither be cut into nor share GPUs as ", "node(s) had neither a free MIG placement nor enough of a GPU left to share for "},
+var reasonsBy = map[mode]struct{ never, full, refused string }{
+	mig: {
+		"node(s) cannot be cut into ",
+		"node(s) had no free MIG placement for ",
+		"node(s) had just refused the only free MIG placement for ",
+	},
+	share: {
+		"node(s) cannot share GPUs as ",
+		"node(s) had no GPU with enough left to share for ",
+		"node(s) had just refused the only GPU with enough left to share for ",
+	},
+	mig | share: {
+		"node(s) can neither be cut into nor share GPUs as ",
+		"node(s) had neither a free MIG placement nor enough of a GPU left to share for ",
+		"node(s) had just refused the only place for ",
+	},
 }
 
-// holds reports whether all devices of r can be placed.
-func (v *View) holds(r *Request) bool {
-	_, ok := v.plan(r)
-	return ok
+// couldHold reports whether all devices of r can be placed, or the search was too
+// long to tell.
+func (v *View) couldHold(r *Request) bool {
+	_, out := v.plan(r)
+	return out != none
 }
 
 // describeAll says in words what a request asks for: "2 x 8000 MiB".

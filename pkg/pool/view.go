@@ -19,7 +19,6 @@ import (
 type View struct {
 	Node *Node
 
-	opts     Options
 	occupied []geometry.Occupancy // by position in Node.GPUs
 	taken    []Taken              // likewise, by software shares
 
@@ -60,8 +59,8 @@ func (s LedgerScope) includes(h *Holder) bool {
 	}
 }
 
-// View builds the view of a node from the pods on it, the ledger and the Node.
-// Each pod is one of four kinds, in this order: in the ledger for this node;
+// View builds the view of a node from the pods on it, the ledger and the Node. Of a
+// pod that is given twice the first counts. Each pod is one of four kinds, in this order: in the ledger for this node;
 // hypothetical (no nodeName), placed virtually after all others; bound with a
 // valid annotation; or without any, holding slots but no spans.
 func (l *Ledger) View(node *Node, pods iter.Seq[*v1.Pod], scope Scope, opts Options) *View {
@@ -104,6 +103,9 @@ type placedPod struct {
 func (b *builder) addPods(ledger map[types.UID]*Holder, pods []*v1.Pod) map[types.UID]struct{} {
 	seen := make(map[types.UID]struct{}, len(pods))
 	for _, pod := range pods {
+		if _, twice := seen[pod.UID]; twice {
+			continue
+		}
 		seen[pod.UID] = struct{}{}
 		spans, hypothetical := b.spansOf(ledger, pod)
 		if hypothetical {
@@ -166,7 +168,7 @@ func (b *builder) add(spans []Held) {
 // finish places the hypothetical pods, the most important first, and adds the
 // ending pods, whose spans a more important nominee may count on.
 func (b *builder) finish() *View {
-	v := &View{Node: b.node, opts: b.opts}
+	v := &View{Node: b.node}
 	slices.SortStableFunc(b.nominees, func(x, y *v1.Pod) int {
 		return cmp.Or(cmp.Compare(priority(y), priority(x)), cmp.Compare(x.UID, y.UID))
 	})
@@ -198,8 +200,7 @@ func (b *builder) placeNominee(pod *v1.Pod) bool {
 			}
 		}
 		v := &View{Node: b.node, occupied: beside.occupied, taken: beside.taken}
-		plan, verdict := v.Fit(r)
-		if verdict == nil {
+		if plan, verdict := v.find(r); verdict == nil {
 			b.add(v.Holder(r, plan).Spans)
 			return true
 		}
@@ -212,16 +213,6 @@ func priority(pod *v1.Pod) int32 {
 		return 0
 	}
 	return *pod.Spec.Priority
-}
-
-// FitsPod reports whether a pod fits the view on its own.
-func (v *View) FitsPod(pod *v1.Pod) bool {
-	r, err := Parse(pod, v.opts)
-	if err != nil || r == nil {
-		return false
-	}
-	_, verdict := v.Fit(r)
-	return verdict == nil
 }
 
 // Occupied is the occupancy of the GPU at a position of Node.GPUs.

@@ -156,7 +156,7 @@ func (f *Fleet) view(s *site, than int32, without func(*Tenant) bool) *View {
 
 // with is the view once the plan is carried out.
 func (v *View) with(p Plan) *View {
-	b := builder{node: v.Node, state: v.state(), opts: v.opts}
+	b := builder{node: v.Node, state: v.state()}
 	for i, d := range p.Devices {
 		b.add([]Held{v.held(i, d)})
 	}

@@ -284,7 +284,7 @@ func smallestByBruteForce(t *testing.T, f *Fleet, waiting podBuilder) []*Tenant 
 				continue
 			}
 			v := f.view(s, 1, func(t *Tenant) bool { return t.Ending || slices.Contains(set, t) })
-			if v.FitsPod(waiting.Pod) {
+			if r, err := Parse(waiting.Pod, f.opts); err == nil && r != nil && v.Fits(r) {
 				best, found = set, true
 			}
 		}

@@ -53,7 +53,8 @@ func (pl *Plugin) PreBind(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, n
 	if _, ok := pl.pool.Holder(pod.UID); !ok {
 		return fwk.NewStatus(fwk.Unschedulable, "the pod was deleted while it was being bound")
 	}
-	if node, err := pl.pool.Node(nodeName); err != nil || node == nil || !node.Offers(s.chosen.holder) {
+	if node, err := pl.pool.Node(nodeName); err != nil || node == nil ||
+		node.UID != s.chosen.view.Node.UID || !node.Offers(s.chosen.holder) {
 		return fwk.NewStatus(fwk.Unschedulable, fmt.Sprintf("node %s no longer offers the chosen MIG placements", nodeName))
 	}
 	if err := pl.publish(ctx, s, pod); err != nil {

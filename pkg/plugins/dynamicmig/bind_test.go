@@ -120,6 +120,9 @@ func TestPreBindRefusesWhenTheGPUNodeHasChanged(t *testing.T) {
 		{"the GPU is gone", func(r *rig) {
 			r.report(b.change(func(s *v1alpha1.GPUNodeStatus) { s.GPUs[0].UUID = "GPU-9" }).GPUNode)
 		}},
+		{"it is that of another node of the same name", func(r *rig) {
+			r.report(b.change(func(s *v1alpha1.GPUNodeStatus) { s.NodeUID = "uid-of-new-n" }).GPUNode)
+		}},
 		{"the GPUNode is gone", func(r *rig) { r.deleteReport("n") }},
 		{"the GPUNode cannot be read", func(r *rig) {
 			r.report(b.change(func(s *v1alpha1.GPUNodeStatus) { s.Models = nil }).GPUNode)

@@ -158,11 +158,20 @@ func (c *core) onPod(pod *v1.Pod) {
 	}
 }
 
+// onBound takes over what a pod seen bound holds. Its agent may have refused it
+// already: reports and pods come by different watches.
 func (c *core) onBound(pod *v1.Pod) {
-	if h, ok := pool.HolderOf(pod); ok {
-		c.pool.Bound(h)
-	} else {
+	h, ok := pool.HolderOf(pod)
+	if !ok {
 		c.pool.ForgetUnbound(pod.UID)
+		return
+	}
+	if !c.pool.Bound(h) {
+		return
+	}
+	if node, err := c.pool.Node(h.Node); err == nil && node != nil && node.Refused(h.UID) {
+		c.refusals.note(h.Node, h.UID)
+		c.wake(nil, h.Node)
 	}
 }
 
@@ -183,18 +192,17 @@ func (c *core) onPodGone(obj any) {
 
 // onGPUNode takes a report and wakes the waiting pods that it helps. The inventory
 // is newer than the wake-up, so a woken pod cannot be rejected for what has just
-// been cured.
+// been cured. What the report refuses is avoided before the report frees it, so that
+// nobody can choose it in between.
 func (c *core) onGPUNode(obj *v1alpha1.GPUNode) {
 	c.trouble.Store(nil)
 	before, _ := c.pool.Node(obj.Name)
+	c.refusals.noteAll(obj)
 	if err := c.pool.Update(obj); err != nil {
 		c.logger.Error(err, "GPUNode cannot be used", "node", obj.Name)
 		return
 	}
-	c.refusals.note(obj)
-	if after, err := c.pool.Node(obj.Name); err == nil && after != nil {
-		c.wake(before, after)
-	}
+	c.wake(before, obj.Name)
 }
 
 func (c *core) onGPUNodeGone(obj any) {

@@ -61,10 +61,16 @@ func (pl *Plugin) view(ni fwk.NodeInfo) (*pool.View, *fwk.Status) {
 	if view == nil {
 		return nil, pl.withoutView(node.Name)
 	}
-	if view.Node.UID != "" && view.Node.UID != node.UID {
+	if !sameNode(view.Node, node) {
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, pool.ReasonNodeChanged)
 	}
 	return view, nil
+}
+
+// sameNode reports whether a report is of this Node object, not of an earlier or
+// later one of its name.
+func sameNode(report *pool.Node, node *v1.Node) bool {
+	return report.UID == "" || report.UID == node.UID
 }
 
 func (pl *Plugin) withoutView(node string) *fwk.Status {

@@ -230,9 +230,16 @@ func TestFilterTellsPreemptionWhereToLook(t *testing.T) {
 			want: resolvable, reason: "node(s) had no free MIG placement for a whole GPU",
 		}, {
 			name: "a pod in the way that its agent has refused holds nothing", pod: whole("p"),
+			report: func(b reportBuilder) *v1alpha1.GPUNode { return b.refused(pod("q", "").Obj(), "GPU lost").GPUNode },
+			running: func(b reportBuilder) []*st.PodWrapper {
+				return []*st.PodWrapper{b.on(pod("q", "gpu=1 gpumem=4000"), "1g.5gb@6")}
+			},
+			want: fwk.Success,
+		}, {
+			name: "but its very placement is not tried again for a while", pod: whole("p"),
 			report:  func(b reportBuilder) *v1alpha1.GPUNode { return b.refused(pod("q", "").Obj(), "GPU lost").GPUNode },
 			running: func(b reportBuilder) []*st.PodWrapper { return []*st.PodWrapper{b.on(pod("q", "gpu=1"), "7g.40gb@0")} },
-			want:    fwk.Success,
+			want:    resolvable, reason: "node(s) had just refused the only free MIG placement for a whole GPU",
 		}, {
 			name: "a pod that is ending still holds its placement", pod: whole("p").Priority(10),
 			report: func(b reportBuilder) *v1alpha1.GPUNode { return b.GPUNode },

@@ -6,14 +6,19 @@ package dynamicmig
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/sets"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/klog/v2"
 	configv1 "k8s.io/kube-scheduler/config/v1"
 	fwk "k8s.io/kube-scheduler/framework"
+	v1helper "k8s.io/kubernetes/pkg/apis/core/v1/helper"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/scheme"
 	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/feature"
@@ -34,7 +39,8 @@ const FitName = "DynamicMIGFit"
 // would wait five minutes for a node that suits it.
 type Fit struct {
 	*noderesources.Fit
-	ignored sets.Set[string]
+	resources sets.Set[string] // ignored, by name
+	groups    sets.Set[string] // ignored, by what stands before the slash
 }
 
 var (
@@ -56,7 +62,11 @@ func NewFit(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plu
 	if err != nil {
 		return nil, err
 	}
-	return &Fit{Fit: inner.(*noderesources.Fit), ignored: sets.New(args.IgnoredResources...)}, nil
+	return &Fit{
+		Fit:       inner.(*noderesources.Fit),
+		resources: sets.New(args.IgnoredResources...),
+		groups:    sets.New(args.IgnoredResourceGroups...),
+	}, nil
 }
 
 func decodeFitArgs(obj runtime.Object) (*config.NodeResourcesFitArgs, error) {
@@ -95,30 +105,39 @@ func (f *Fit) EventsToRegister(ctx context.Context) ([]fwk.ClusterEventWithHint,
 }
 
 // without is the pod without the ignored resources; the pod itself when it has
-// none.
+// none. What it does not change it shares with the pod.
 func (f *Fit) without(pod *v1.Pod) *v1.Pod {
-	if !f.hasIgnored(pod.Spec.Containers) && !f.hasIgnored(pod.Spec.InitContainers) {
+	if !slices.ContainsFunc(pod.Spec.Containers, f.asksIgnored) && !slices.ContainsFunc(pod.Spec.InitContainers, f.asksIgnored) {
 		return pod
 	}
-	pod = pod.DeepCopy()
-	for _, list := range [][]v1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
-		for i := range list {
-			for name := range f.ignored {
-				delete(list[i].Resources.Limits, v1.ResourceName(name))
-				delete(list[i].Resources.Requests, v1.ResourceName(name))
-			}
-		}
-	}
-	return pod
+	out := *pod
+	out.Spec.Containers = f.stripped(pod.Spec.Containers)
+	out.Spec.InitContainers = f.stripped(pod.Spec.InitContainers)
+	return &out
 }
 
-func (f *Fit) hasIgnored(containers []v1.Container) bool {
+func (f *Fit) stripped(containers []v1.Container) []v1.Container {
+	containers = slices.Clone(containers)
 	for i := range containers {
-		for name := range containers[i].Resources.Requests {
-			if f.ignored.Has(string(name)) {
-				return true
-			}
+		for _, list := range []*v1.ResourceList{&containers[i].Resources.Requests, &containers[i].Resources.Limits} {
+			*list = maps.Clone(*list)
+			maps.DeleteFunc(*list, func(name v1.ResourceName, _ resource.Quantity) bool { return f.ignores(name) })
+		}
+	}
+	return containers
+}
+
+func (f *Fit) asksIgnored(c v1.Container) bool {
+	for name := range c.Resources.Requests {
+		if f.ignores(name) {
+			return true
 		}
 	}
 	return false
+}
+
+// ignores is upstream's rule for extended resources.
+func (f *Fit) ignores(name v1.ResourceName) bool {
+	group, _, _ := strings.Cut(string(name), "/")
+	return v1helper.IsExtendedResourceName(name) && (f.resources.Has(string(name)) || f.groups.Has(group))
 }

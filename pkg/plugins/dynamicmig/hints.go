@@ -81,8 +81,9 @@ func (pl *Plugin) hintFor(pod *v1.Pod, nodeName string, gone types.UID) (fwk.Que
 	if err != nil {
 		return fwk.QueueSkip, nil
 	}
-	if pl.prospect(node, gone).of(pod) == hopeless {
-		return fwk.QueueSkip, nil
+	request, err := pl.pool.Parse(pod)
+	if err != nil || pl.prospect(node, gone).of(pod, request) == hopeless {
+		return fwk.QueueSkip, nil // a pod with a mistake is cured by afterPodChanged
 	}
 	return fwk.Queue, nil
 }

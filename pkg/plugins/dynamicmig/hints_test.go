@@ -10,6 +10,8 @@ import (
 	"go/token"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -144,8 +146,8 @@ func TestEachReasonHasAnEventThatCuresIt(t *testing.T) {
 			},
 			cure: func(f *fixture) {
 				f.report(b.refused(q, "no room").GPUNode)
-				if got := f.attempt(f.pod, "n"); got == "" {
-					f.Error("a placement that was just refused is chosen again")
+				if got, want := f.attempt(f.pod, "n"), "node(s) had just refused the only free MIG placement for a whole GPU"; got != want {
+					f.Errorf("meanwhile the pod is rejected for %q, want %q", got, want)
 				}
 				time.Sleep(avoidFor) // of the bubble's clock
 				f.settle()
@@ -469,6 +471,85 @@ func TestAReportDoesNotActivateAPodThatIsBoundOrGone(t *testing.T) {
 		r.report(b.GPUNode)
 		if diff := cmp.Diff([]string{"default/waiting"}, r.activator.taken()); diff != "" {
 			t.Errorf("activated (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Reports and pods come by different watches, so that a pod may be refused before it
+// is seen bound. Its slices are then free for those that wait, but for the refused
+// placement.
+func TestAPodRefusedBeforeItIsSeenBound(t *testing.T) {
+	inRig(t, func(r *rig) {
+		b := report(t, "n", 1)
+		r.addNode(node("n").Obj(), b.GPUNode)
+		q := r.create(pod("q", "gpu=1").Obj())
+		_, _ = r.mustReserve(q, "n")
+		half, whole := r.create(pod("half", "gpu=1 gpumem=20000").Obj()), r.create(pod("whole", "gpu=1").Obj())
+		r.refresh()
+		r.report(b.refused(q, "no room").GPUNode)
+		if got := r.activator.taken(); got != nil {
+			t.Errorf("activated %v before the pod is bound: its binding may still fail", got)
+		}
+		r.update(b.on(pod("q", "gpu=1"), "7g.40gb@0").Obj())
+		if diff := cmp.Diff([]string{"default/half"}, r.activator.taken()); diff != "" {
+			t.Errorf("activated when the pod is seen bound (-want +got):\n%s", diff)
+		}
+		if got := r.attempt(half, "n"); got != "" {
+			t.Errorf("half a GPU: %s", got)
+		}
+		if got, want := r.attempt(whole, "n"), "node(s) had just refused the only free MIG placement for a whole GPU"; got != want {
+			t.Errorf("a whole GPU: %q, want %q", got, want)
+		}
+		time.Sleep(avoidFor) // of the bubble's clock
+		r.settle()
+		if diff := cmp.Diff([]string{"default/whole"}, r.activator.taken()); diff != "" {
+			t.Errorf("activated when the placement may be tried again (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// A pod that a scheduler knows from its report only, as after a restart, is noted
+// when it comes.
+func TestAPodRefusedBeforeItIsSeenAtAll(t *testing.T) {
+	inRig(t, func(r *rig) {
+		b := report(t, "n", 1)
+		q := b.on(pod("q", "gpu=1"), "7g.40gb@0").Obj()
+		r.addNode(node("n").Obj(), b.refused(q, "no room").GPUNode)
+		r.running(q)
+		if got, want := r.attempt(pod("p", "gpu=1").Obj(), "n"), "node(s) had just refused the only free MIG placement for a whole GPU"; got != want {
+			t.Errorf("a whole GPU: %q, want %q", got, want)
+		}
+	})
+}
+
+// Between a report and the avoidance of what it refuses nobody may choose that: it
+// is avoided before the report counts. Many rounds, since the moment is short.
+func TestARefusedPlacementIsNeverOnOffer(t *testing.T) {
+	inRig(t, func(r *rig) {
+		const rounds = 120
+		b := report(t, "n", rounds)
+		r.addNode(node("n").Obj(), b.GPUNode)
+		var pods []*v1.Pod
+		for i := range rounds {
+			pods = append(pods, b.on(pod(fmt.Sprint("q", i), "gpu=1"), fmt.Sprintf("7g.40gb@0:GPU-%d", i)).Obj())
+		}
+		r.running(pods...)
+		request := must(r.plugin.pool.Parse(pod("p", "gpu=1").Obj()))
+		var done, offered atomic.Bool
+		var watch sync.WaitGroup
+		watch.Go(func() {
+			for !done.Load() && !offered.Load() {
+				n, _ := r.plugin.pool.Node("n")
+				offered.Store(r.plugin.prospect(n, "").of(pods[0], request) == fitting)
+			}
+		})
+		for _, q := range pods {
+			b = b.refused(q, "no room")
+			r.plugin.onGPUNode(b.GPUNode)
+		}
+		done.Store(true)
+		if watch.Wait(); offered.Load() {
+			t.Error("a placement that a report refuses was on offer for a moment")
 		}
 	})
 }

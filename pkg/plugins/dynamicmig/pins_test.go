@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
@@ -200,6 +201,15 @@ func TestPinUpstreamFitHintForgetsIgnoredResources(t *testing.T) {
 			if got := hintOn(t, ours, e.action, tooMuch, e.before, e.after); got != fwk.QueueSkip {
 				t.Errorf("%s: DynamicMIGFit gives a pod with too many devices %v, want QueueSkip", e.name, got)
 			}
+		}
+		grouped := container("c", "gpu=1")
+		grouped.Resources.Requests["example.com/token"] = resource.MustParse("1")
+		inGroup := pod("p", "").Containers([]v1.Container{grouped}).Obj()
+		groups := must(NewFit(r.ctx, &runtime.Unknown{
+			ContentType: runtime.ContentTypeJSON, Raw: []byte(`{"ignoredResourceGroups": ["example.com"]}`),
+		}, r.framework))
+		if got := hintOn(t, groups.(*Fit), fwk.Add, inGroup, nil, with); got != fwk.Queue {
+			t.Errorf("DynamicMIGFit gives a pod that asks for a resource of an ignored group %v, want Queue", got)
 		}
 		if got := asks.Spec.Containers[0].Resources.Requests; len(got) != 2 {
 			t.Errorf("the hint changed the pod it was given: requests are %v", got)

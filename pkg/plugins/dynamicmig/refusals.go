@@ -4,6 +4,8 @@
 package dynamicmig
 
 import (
+	"slices"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -15,46 +17,71 @@ import (
 // long enough for its next reports to show what stands there.
 const avoidFor = 30 * time.Second
 
-// refusals remembers what agents refused. Used by the GPUNode handler alone, which
-// is serial.
+// refusals remembers what agents refused. Safe for parallel use: a refused pod is
+// noted when its report comes, or, where that was first, when it is seen bound.
 type refusals struct {
 	core *core
-	seen map[string]map[types.UID]struct{} // by node
+	mu   sync.Mutex                        // guards seen
+	seen map[string]map[types.UID]struct{} // refused pods whose placements are or were avoided, by node
 }
 
 func newRefusals(c *core) *refusals {
 	return &refusals{core: c, seen: map[string]map[types.UID]struct{}{}}
 }
 
-// note has the placements avoided of each pod that a report refuses for the first
-// time.
-func (r *refusals) note(obj *v1alpha1.GPUNode) {
-	before, now := r.seen[obj.Name], map[types.UID]struct{}{}
+// noteAll notes each pod that a report refuses, and forgets those that it does not.
+func (r *refusals) noteAll(obj *v1alpha1.GPUNode) {
+	var refused []types.UID
 	for _, p := range obj.Status.Pods {
-		if p.Phase != v1alpha1.PodRefused {
-			continue
-		}
-		now[p.UID] = struct{}{}
-		if _, known := before[p.UID]; !known {
-			r.avoid(obj.Name, p.UID)
+		if p.Phase == v1alpha1.PodRefused {
+			refused = append(refused, p.UID)
 		}
 	}
-	if r.seen[obj.Name] = now; len(now) == 0 {
-		delete(r.seen, obj.Name)
+	r.keep(obj.Name, refused)
+	for _, uid := range refused {
+		r.note(obj.Name, uid)
 	}
 }
 
-func (r *refusals) avoid(node string, uid types.UID) {
+// keep forgets all pods of a node but these.
+func (r *refusals) keep(node string, uids []types.UID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for uid := range r.seen[node] {
+		if !slices.Contains(uids, uid) {
+			delete(r.seen[node], uid)
+		}
+	}
+	if len(r.seen[node]) == 0 {
+		delete(r.seen, node)
+	}
+}
+
+// note has a refused pod's placements avoided, once. A pod that holds nothing yet is
+// left for when it does.
+func (r *refusals) note(node string, uid types.UID) {
 	h, ok := r.core.pool.Holder(uid)
-	if !ok || h.Node != node {
+	if !ok || h.Node != node || !r.first(node, uid) {
 		return
 	}
 	again := r.core.pool.Avoid(h)
 	time.AfterFunc(avoidFor, func() {
 		before, _ := r.core.pool.Node(node)
 		again()
-		if after, err := r.core.pool.Node(node); err == nil && after != nil {
-			r.core.wake(before, after)
-		}
+		r.core.wake(before, node)
 	})
+}
+
+// first reports whether the pod was not noted before, and marks it.
+func (r *refusals) first(node string, uid types.UID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, known := r.seen[node][uid]; known {
+		return false
+	}
+	if r.seen[node] == nil {
+		r.seen[node] = map[types.UID]struct{}{}
+	}
+	r.seen[node][uid] = struct{}{}
+	return true
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 	fwk "k8s.io/kube-scheduler/framework"
@@ -54,8 +55,9 @@ func choose(s *state, view *pool.View) (*choice, error) {
 }
 
 // reserveView is the node as Reserve must see it: the snapshot's pods; outside a
-// PodGroup cycle also what this scheduler has chosen since, and the nominated pods
-// that the pod must yield to.
+// PodGroup cycle also what this scheduler has chosen since, including what is bound
+// already, and the nominated pods that the pod must yield to. A PodGroup's members
+// are reserved one after the other over one snapshot.
 func (pl *Plugin) reserveView(pod *v1.Pod, nodeName string, simulated bool) (*pool.View, error) {
 	ni, err := pl.handle.SnapshotSharedLister().NodeInfos().Get(nodeName)
 	if err != nil {
@@ -68,11 +70,14 @@ func (pl *Plugin) reserveView(pod *v1.Pod, nodeName string, simulated bool) (*po
 	if node == nil {
 		return nil, fmt.Errorf("node %s has no GPUNode any more", nodeName)
 	}
+	if !sameNode(node, ni.Node()) {
+		return nil, fmt.Errorf("node %s has a GPUNode of another node of the same name", nodeName)
+	}
 	scope := pool.Scope{Except: pod.UID}
 	pods := podsOf(ni)
 	if !simulated {
 		scope.Ledger = pool.LedgerUnbound
-		pods = both(pods, pl.nominated(pod, nodeName))
+		pods = concat(pods, slices.Values(pl.podsOn(nodeName)), pl.nominated(pod, nodeName))
 	}
 	return pl.pool.FreshView(node, pods, scope), nil
 }
@@ -96,16 +101,13 @@ func priority(pod *v1.Pod) int32 {
 	return *pod.Spec.Priority
 }
 
-func both[T any](a, b iter.Seq[T]) iter.Seq[T] {
+func concat[T any](parts ...iter.Seq[T]) iter.Seq[T] {
 	return func(yield func(T) bool) {
-		for v := range a {
-			if !yield(v) {
-				return
-			}
-		}
-		for v := range b {
-			if !yield(v) {
-				return
+		for _, part := range parts {
+			for v := range part {
+				if !yield(v) {
+					return
+				}
 			}
 		}
 	}

@@ -53,6 +53,12 @@ func TestReserveConflictIsAnError(t *testing.T) {
 			},
 			want: `reading GPUNode n: status.gpus[0]: model "NVIDIA A100-SXM4-40GB" is not in status.models`,
 		}, {
+			name: "the GPUNode is that of another node of the same name",
+			conflict: func(r *rig) {
+				r.report(report(r.TB, "n", 1).change(func(s *v1alpha1.GPUNodeStatus) { s.NodeUID = "uid-of-new-n" }).GPUNode)
+			},
+			want: "node n has a GPUNode of another node of the same name",
+		}, {
 			name:     "the GPU failed",
 			conflict: func(r *rig) { r.report(report(r.TB, "n", 1).unhealthy(0).GPUNode) },
 			want:     "reserving GPUs on node n: the choice of Filter is gone: " + pool.ReasonNotOffered,
@@ -112,18 +118,30 @@ func TestReserveYieldsToNominatedPods(t *testing.T) {
 	}
 }
 
-// What a nominated pod counts on is kept free although another choice would do.
+// What a nominated pod counts on is kept free although it would be the best choice.
 func TestReserveDoesNotTakeWhatANominatedPodWaitsFor(t *testing.T) {
-	inRig(t, func(r *rig) {
-		b := report(t, "n", 1)
-		r.addNode(node("n").Obj(), b.GPUNode)
-		r.nominate(pod("nominee", "gpu=1 gpumem=20000").Priority(10), "n")
-		_, assumed := r.mustReserve(pod("p", "gpu=1 gpumem=20000").Obj(), "n")
-		r.refresh()
-		if status := r.mustBegin(pod("nominee", "gpu=1 gpumem=20000").Priority(10).Obj()).filter("n"); !status.IsSuccess() {
-			t.Errorf("after %s was reserved, Filter of the nominated pod says %v", r.held(assumed), status)
-		}
-	})
+	for name, c := range map[string]struct {
+		nominee *st.PodWrapper
+		want    string
+	}{
+		"without a nominated pod the GPU in use is filled": {nil, "n: 3g.20gb@4:GPU-0"},
+		"with one the other GPU is used":                   {pod("nominee", "gpu=1 gpumem=20000").Priority(10), "n: 3g.20gb@4:GPU-1"},
+		"one of lower priority does not count":             {pod("nominee", "gpu=1 gpumem=20000").Priority(-1), "n: 3g.20gb@4:GPU-0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inRig(t, func(r *rig) {
+				b := report(t, "n", 2)
+				r.addNode(node("n").Obj(), b.GPUNode)
+				r.running(b.on(pod("q", "gpu=1 gpumem=4000"), "1g.5gb@0:GPU-0").Obj())
+				if c.nominee != nil {
+					r.nominate(c.nominee, "n")
+				}
+				if _, assumed := r.mustReserve(pod("p", "gpu=1 gpumem=20000").Obj(), "n"); r.held(assumed) != c.want {
+					t.Errorf("the ledger has %s, want %s", r.held(assumed), c.want)
+				}
+			})
+		})
+	}
 }
 
 func TestUnreserveMayComeTwiceAndWithoutReserve(t *testing.T) {
@@ -220,7 +238,11 @@ func TestPodGroupMembersSeeEachOtherInSimulation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r.plugin.prospect(n, "").of(waiting) != fitting {
+		request, err := r.plugin.pool.Parse(waiting)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.plugin.prospect(n, "").of(waiting, request) != fitting {
 			t.Error("hints see simulated members; a pod could miss its wake-up")
 		}
 		g.revert()
@@ -309,6 +331,60 @@ func TestPodGroupMemberKeepsItsGPUWhenAnotherIsLost(t *testing.T) {
 			t.Errorf("the annotation names %s, the ledger has %s", got, r.held(g.members[0]))
 		}
 	})
+}
+
+// Members are submitted over one snapshot. The first may be bound, and seen bound,
+// before the second is reserved; the snapshot shows neither.
+func TestPodGroupMemberSeesOneThatIsBoundAlready(t *testing.T) {
+	inRig(t, func(r *rig) {
+		b := report(t, "n", 1)
+		r.addNode(node("n").Obj(), b.GPUNode)
+		g := &group{rig: r}
+		first := r.create(pod("first", "gpu=1 gpumem=20000").Obj())
+		for _, p := range []*v1.Pod{first, pod("second", "gpu=1 gpumem=20000").Obj()} {
+			if status := g.simulate(p, "n"); !status.IsSuccess() {
+				t.Fatalf("member %s: %v", p.Name, status)
+			}
+		}
+		g.revert()
+		if status := g.submit(0); !status.IsSuccess() {
+			t.Fatal(status)
+		}
+		r.update(b.on(pod("first", "gpu=1 gpumem=20000"), strings.TrimPrefix(r.held(first), "n: ")).Obj())
+		g.cycles[1].state.Delete(stateKey) // so that it must choose
+		g.cycles[1].state.Write(stateKey, &state{request: must(r.plugin.pool.Parse(g.members[1]))})
+		if status := g.submit(1); !status.IsSuccess() {
+			t.Fatal(status)
+		}
+		if one, two := r.held(first), r.held(g.members[1]); one == two {
+			t.Errorf("both members have %s", one)
+		}
+	})
+}
+
+// A pod that is gone, but not yet for our handler, is no obstacle: the snapshot and
+// the informer's store lack it.
+func TestReserveDoesNotCountAPodThatIsGone(t *testing.T) {
+	inRig(t, func(r *rig) {
+		b := report(t, "n", 1)
+		r.addNode(node("n").Obj(), b.GPUNode)
+		gone := b.on(pod("gone", "gpu=1"), "7g.40gb@0").Obj()
+		h, ok := pool.HolderOf(gone)
+		if !ok {
+			t.Fatal("the pod holds nothing")
+		}
+		r.plugin.pool.Bound(h) // and neither cache nor store has it
+		if _, assumed := r.mustReserve(pod("p", "gpu=1").Obj(), "n"); r.held(assumed) != "n: 7g.40gb@0:GPU-0" {
+			t.Errorf("the ledger has %s, want the whole GPU", r.held(assumed))
+		}
+	})
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }
 
 // Gang preemption removes victims from the snapshot only: the ledger keeps them.

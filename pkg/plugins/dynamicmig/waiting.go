@@ -38,19 +38,19 @@ func (c *core) prospect(node *pool.Node, gone types.UID) *prospect {
 	return &prospect{core: c, node: node, gone: gone, view: c.pool.FreshView(node, none, pool.Scope{Ledger: pool.LedgerAll, Except: gone})}
 }
 
-// of is a pod's chance. A pod that could evict others must be tried as well: only
-// the framework knows whether it will.
-func (p *prospect) of(pod *v1.Pod) chance {
-	switch {
-	case p == nil:
-		return hopeless
-	case p.view.FitsPod(pod):
-		return fitting
-	case p.withoutLesser(pod).FitsPod(pod):
-		return evicting
-	default:
+// of is the chance of a pod with a request. A pod that could evict others must be
+// tried as well: only the framework knows whether it will.
+func (p *prospect) of(pod *v1.Pod, request *pool.Request) chance {
+	if p == nil || request == nil {
 		return hopeless
 	}
+	if p.view.Fits(request) {
+		return fitting
+	}
+	if without := p.withoutLesser(pod); without != p.view && without.Fits(request) {
+		return evicting
+	}
+	return hopeless
 }
 
 // withoutLesser is the node with only those bound pods that pod may not evict.
@@ -89,10 +89,14 @@ func equal[T comparable](a, b *T) bool {
 	return a == b || a != nil && b != nil && *a == *b
 }
 
-// wake activates the waiting pods whose chance on a node has risen by a report.
-// Others are left alone: a report comes with each pod that starts, and a pod that
-// waits for something else would be tried again each time.
-func (c *core) wake(before, after *pool.Node) {
+// wake activates the waiting pods whose chance on a node has risen since before,
+// nil where there was none. Others are left alone: a report comes with each pod that
+// starts, and a pod that waits for something else would be tried again each time.
+func (c *core) wake(before *pool.Node, name string) {
+	after, err := c.pool.Node(name)
+	if err != nil || after == nil {
+		return
+	}
 	// Before the pod informer has synced, nothing has been tried that could be
 	// woken, and the scheduler may not have given the handle its queue yet.
 	if !c.pods.HasSynced() {
@@ -105,7 +109,7 @@ func (c *core) wake(before, after *pool.Node) {
 	if was != nil && !is.differs(was) {
 		return
 	}
-	c.activate(func(pod *v1.Pod) bool { return is.of(pod) > was.of(pod) })
+	c.activate(func(pod *v1.Pod, request *pool.Request) bool { return is.of(pod, request) > was.of(pod, request) })
 }
 
 // wakeAll activates the waiting pods that have a chance anywhere.
@@ -117,16 +121,17 @@ func (c *core) wakeAll() {
 	for _, node := range c.pool.Nodes() {
 		all = append(all, c.prospect(node, ""))
 	}
-	c.activate(func(pod *v1.Pod) bool {
-		return slices.ContainsFunc(all, func(p *prospect) bool { return p.of(pod) > hopeless })
+	c.activate(func(pod *v1.Pod, request *pool.Request) bool {
+		return slices.ContainsFunc(all, func(p *prospect) bool { return p.of(pod, request) > hopeless })
 	})
 }
 
 // activate moves the waiting pods that are helped to the active queue.
-func (c *core) activate(helped func(*v1.Pod) bool) {
+func (c *core) activate(helped func(*v1.Pod, *pool.Request) bool) {
 	pods := map[string]*v1.Pod{}
 	for _, pod := range c.podsOn("") {
-		if pod.DeletionTimestamp == nil && helped(pod) {
+		request, err := c.pool.Parse(pod)
+		if err == nil && pod.DeletionTimestamp == nil && helped(pod, request) {
 			pods[cache.MetaObjectToName(pod).String()] = pod
 		}
 	}

@@ -1,0 +1,147 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/geometry"
+)
+
+// one is a span of 1g.5gb at a start of GPU-0.
+func one(start int) []Held {
+	return []Held{{GPU: "GPU-0", Placed: geometry.Placed{Profile: 19, Start: start}, Size: 1}}
+}
+
+// TestARecreatedNodeIsNotAvoided: what an agent refused belongs to its Node object.
+func TestARecreatedNodeIsNotAvoided(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		between func(p *Pool, obj *v1alpha1.GPUNode) // two reports
+		want    bool                                 // still avoided
+	}{
+		{"the same node", func(*Pool, *v1alpha1.GPUNode) {}, true},
+		{"another node of the name", func(_ *Pool, obj *v1alpha1.GPUNode) { obj.Status.NodeUID = "second" }, false},
+		{"its GPUNode went in between", func(p *Pool, obj *v1alpha1.GPUNode) { p.Remove(obj.Name) }, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := New(Options{})
+			obj := gpuNode(t, "A100-40GB", 1)
+			obj.Status.NodeUID = "first"
+			again := avoider(t, p, obj)
+			tc.between(p, obj)
+			if err := p.Update(obj); err != nil {
+				t.Fatal(err)
+			}
+			node, err := p.Node("n")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := len(node.GPUs[0].Avoided()) > 0; got != tc.want {
+				t.Errorf("a placement is avoided: %v, want %v", got, tc.want)
+			}
+			again()
+			if node, _ = p.Node("n"); len(node.GPUs[0].Avoided()) > 0 {
+				t.Errorf("afterwards %v is avoided, want nothing", node.GPUs[0].Avoided())
+			}
+		})
+	}
+}
+
+// avoider updates the pool with a node and has its 1g.5gb@6 avoided.
+func avoider(t *testing.T, p *Pool, obj *v1alpha1.GPUNode) (again func()) {
+	t.Helper()
+	if err := p.Update(obj); err != nil {
+		t.Fatal(err)
+	}
+	return p.Avoid(Holder{Node: obj.Name, Spans: one(6)})
+}
+
+// TestTheLargestNodeIsKnownWhenNodesComeAndGo: Possible speaks of it.
+func TestTheLargestNodeIsKnownWhenNodesComeAndGo(t *testing.T) {
+	p := New(Options{})
+	update := func(name string, gpus int) {
+		obj := gpuNode(t, "A100-40GB", gpus)
+		obj.Name = name
+		if err := p.Update(obj); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct {
+		do   func()
+		want int
+	}{
+		{func() { update("a", 2) }, 14},
+		{func() { update("b", 8) }, 56},
+		{func() { update("c", 8) }, 56},
+		{func() { p.Remove("b") }, 56},
+		{func() { update("c", 1) }, 14},
+		{func() { p.Remove("a") }, 7},
+		{func() { p.Remove("c") }, 0},
+	} {
+		if step.do(); p.largest() != step.want {
+			t.Errorf("the largest node holds %d devices, want %d", p.largest(), step.want)
+		}
+	}
+}
+
+// TestAPodThatIsGivenTwiceHoldsOnce: in Reserve the snapshot and the informer have
+// mostly the same pods.
+func TestAPodThatIsGivenTwiceHoldsOnce(t *testing.T) {
+	node := gpuNode(t, "A100-40GB", 1)
+	x := pod("x").wants("c", "gpu=1 gpumem=4000").on(t, node, "1g.5gb@0")
+	once, twice := viewOf(t, NewLedger(), node, Scope{}, x), viewOf(t, NewLedger(), node, Scope{}, x, x)
+	if once.Occupied(0) != twice.Occupied(0) {
+		t.Errorf("given once the pod occupies %v, twice %v", once.Occupied(0), twice.Occupied(0))
+	}
+}
+
+// TestReasons: of the three ways to have no room beside pods each has its own words.
+func TestReasons(t *testing.T) {
+	node := featureTemplates(t, gpuNode(t, "A100-40GB", 1))
+	full := pod("x").wants("c", "gpu=1").on(t, node, "7g.40gb@0")
+	p := New(Options{})
+	if err := p.Update(node); err != nil {
+		t.Fatal(err)
+	}
+	p.Avoid(Holder{Node: "n", Spans: []Held{{GPU: "GPU-0", Placed: geometry.Placed{Profile: 0, Start: 0}, Size: 8}}})
+	whole := func(name string) podBuilder { return pod(name).wants("c", "gpu=1") }
+	none := func(func(*v1.Pod) bool) {}
+	if got, want := fit(t, p.CachedView("n", Key{}, none), whole("p")), "node(s) had just refused the only free MIG placement for a whole GPU"; got != want {
+		t.Errorf("avoided: %s, want %s", got, want)
+	}
+	taken := func(yield func(*v1.Pod) bool) { yield(full.Pod) }
+	if got, want := fit(t, p.CachedView("n", Key{Pods: 1}, taken), whole("p")), "node(s) had no free MIG placement for a whole GPU"; got != want {
+		t.Errorf("avoided and taken: %s, want %s", got, want)
+	}
+}
+
+// TestASearchThatIsTooLongSaysSo: with GPUs that all look different and one device
+// more than they hold there is no short cut.
+func TestASearchThatIsTooLongSaysSo(t *testing.T) {
+	node := gpuNode(t, "A100-40GB", 16)
+	v := viewOf(t, NewLedger(), node, Scope{})
+	for i := range v.occupied {
+		model := v.Node.GPUs[i].Catalogue.Model()
+		for bit := range 4 {
+			if i>>bit&1 == 1 {
+				v.occupied[i] = model.Block(v.occupied[i], geometry.Placement{Start: 2 * bit, Size: 1})
+			}
+		}
+	}
+	p := pod("p").wants("c", "gpu=33 gpumem=9000") // 32 fit
+	if got, want := fit(t, v, p), "node(s) took too many steps to search for 33 x 9000 MiB"; got != want {
+		t.Errorf("Fit = %s, want %s", got, want)
+	}
+	r, err := Parse(p.Pod, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, verdict := v.Fit(r); verdict == nil || !verdict.Curable {
+		t.Errorf("verdict is %+v, want a curable one: nothing is known", verdict)
+	}
+}
