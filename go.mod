@@ -7,6 +7,7 @@ godebug default=go1.26
 require k8s.io/kubernetes v1.37.2
 
 require (
+	github.com/NVIDIA/go-nvml v0.13.4-1
 	github.com/fsnotify/fsnotify v1.9.0
 	github.com/google/go-cmp v0.7.0
 	github.com/spf13/cobra v1.10.2
@@ -102,7 +103,7 @@ require (
 	go.yaml.in/yaml/v2 v2.4.4 // indirect
 	golang.org/x/crypto v0.54.0 // indirect
 	golang.org/x/exp v0.0.0-20260410095643-746e56fc9e2f // indirect
-	golang.org/x/mod v0.37.0 // indirect
+	golang.org/x/mod v0.38.0 // indirect
 	golang.org/x/net v0.57.0 // indirect
 	golang.org/x/oauth2 v0.36.0 // indirect
 	golang.org/x/text v0.40.0 // indirect
@@ -157,3 +158,5 @@ exclude k8s.io/mount-utils v0.0.0
 exclude k8s.io/pod-security-admission v0.0.0
 
 exclude k8s.io/sample-apiserver v0.0.0
+
+exclude go.yaml.in/yaml/v3 v3.0.5

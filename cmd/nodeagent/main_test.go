@@ -15,6 +15,7 @@ import (
 
 	"github.com/dynamig/dynamig/pkg/cdi"
 	"github.com/dynamig/dynamig/pkg/nvml"
+	"github.com/dynamig/dynamig/pkg/nvml/native"
 )
 
 func TestBadFlagsGiveOneSentenceWithARemedy(t *testing.T) {
@@ -25,7 +26,7 @@ func TestBadFlagsGiveOneSentenceWithARemedy(t *testing.T) {
 		want []string // parts of the message
 	}{
 		{"no node name", []string{"--driver=sim", "--sim-root=/x"}, []string{"--node-name", "NODE_NAME"}},
-		{"native driver", []string{"--node-name=n"}, []string{"--driver=native", "use --driver=sim"}},
+		{"native driver without a driver", []string{"--node-name=n", "--driver-root=" + t.TempDir(), "--state-dir=" + t.TempDir()}, nativeRefusal()},
 		{"unknown driver", []string{"--node-name=n", "--driver=x"}, []string{"--driver=x", "choose one"}},
 		{"sim without root", []string{"--node-name=n", "--driver=sim"}, []string{"--sim-root"}},
 		{"an argument", []string{"--node-name=n", "--driver=sim", "--sim-root=/x", "y"}, []string{`"y"`, "flags only"}},
@@ -45,6 +46,14 @@ func TestBadFlagsGiveOneSentenceWithARemedy(t *testing.T) {
 			}
 		})
 	}
+}
+
+// nativeRefusal is what a machine without a GPU is told.
+func nativeRefusal() []string {
+	if native.Built {
+		return []string{"give --kubeconfig"} // the driver is looked for later, and again and again
+	}
+	return []string{"--driver=native", "CGO_ENABLED=1", "use --driver=sim"}
 }
 
 func TestNodeNameComesFromTheEnvironment(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/dynamig/dynamig/pkg/cdi"
 	"github.com/dynamig/dynamig/pkg/nvml"
+	"github.com/dynamig/dynamig/pkg/nvml/native"
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
 )
 
@@ -25,6 +26,7 @@ type options struct {
 	nodeName     string
 	kubeconfig   string
 	driver       string
+	driverRoot   string
 	simRoot      string
 	deviceConfig string
 	nodeConfig   string
@@ -48,6 +50,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "`name` of the Node object (default $NODE_NAME)")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server (default: as a pod does)")
 	flags.StringVar(&o.driver, "driver", driverNative, "NVML to use: `native or sim`")
+	flags.StringVar(&o.driverRoot, "driver-root", "/", "with --driver=native: `directory` where the driver's root file system is mounted, with its libraries and /dev")
 	flags.StringVar(&o.simRoot, "sim-root", "", "with --driver=sim: `directory` of the simulated node")
 	flags.StringVar(&o.deviceConfig, "device-config", "", "device configuration `file`, HAMi's device-config.yaml (default: none)")
 	flags.StringVar(&o.nodeConfig, "node-config", "", "node configuration `file`, HAMi's config.json (default: none, so that nothing is offered)")
@@ -79,11 +82,11 @@ func (o *options) check() error {
 	switch {
 	case o.nodeName == "":
 		return errors.New("--node-name is empty; give the name of this machine's Node object, or set NODE_NAME from spec.nodeName")
-	case o.driver == driverNative:
-		return errors.New("--driver=native is not built into this version; use --driver=sim with --sim-root")
-	case o.driver != driverSim:
+	case o.driver == driverNative && !native.Built:
+		return errors.New("--driver=native is not in this program, which was built without cgo; build it with CGO_ENABLED=1 and a C compiler, or use --driver=sim with --sim-root")
+	case o.driver != driverNative && o.driver != driverSim:
 		return fmt.Errorf("--driver=%s is neither native nor sim; choose one", o.driver)
-	case o.simRoot == "":
+	case o.driver == driverSim && o.simRoot == "":
 		return errors.New("--driver=sim needs --sim-root; give the directory that simgpu has made")
 	}
 	return nil
@@ -93,7 +96,12 @@ func (o *options) check() error {
 func (o *options) capabilities() nvml.Capabilities { return nvml.Capabilities{Root: o.simRoot} }
 
 // open opens an NVML session.
-func (o *options) open() (nvml.Driver, error) { return sim.Open(o.simRoot) }
+func (o *options) open() (nvml.Driver, error) {
+	if o.driver == driverNative {
+		return native.Open(o.driverRoot)
+	}
+	return sim.Open(o.simRoot)
+}
 
 // slotsFile keeps the device plugin's slots.
 func (o *options) slotsFile() string { return filepath.Join(o.stateDir, "slots.json") }

@@ -23,16 +23,49 @@ const (
 // deps lists what packages import, directly or not.
 func deps(t *testing.T, patterns ...string) []string {
 	t.Helper()
-	cmd := exec.Command("go", append([]string{"list", "-deps"}, patterns...)...)
+	return list(t, "0", append([]string{"-deps"}, patterns...)...)
+}
+
+// list runs go list.
+func list(t *testing.T, cgo string, args ...string) []string {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list"}, args...)...)
 	cmd.Dir = root
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("listing the dependencies of %v: %v: %s", patterns, err, stderr.String())
+		t.Fatalf("go list %v: %v: %s", args, err, stderr.String())
 	}
 	return strings.Fields(string(out))
+}
+
+// TestOnlyNativeNeedsCgo: what imports NVIDIA's Go packages, which need cgo, lies in
+// pkg/nvml/native, and the agent is the only program that has it.
+func TestOnlyNativeNeedsCgo(t *testing.T) {
+	const nvidia = "github.com/NVIDIA/"
+	native := module + "/pkg/nvml/native"
+	importers := 0
+	for _, line := range list(t, "1", "-f", `{{.ImportPath}}:{{join .Imports ","}}`, "./...") {
+		pkg, imports, _ := strings.Cut(line, ":")
+		if !strings.Contains(imports, nvidia) && !slices.Contains(strings.Split(imports, ","), "C") {
+			continue
+		}
+		importers++
+		if pkg != native && !strings.HasPrefix(pkg, native+"/") {
+			t.Errorf("%s imports %s", pkg, imports)
+		}
+	}
+	if importers == 0 {
+		t.Error("nothing imports NVIDIA's packages: the test does not see them")
+	}
+	for _, program := range []string{"scheduler", "nodeagent", "kubectl-mig", "simgpu", "testcluster"} {
+		links := slices.ContainsFunc(list(t, "1", "-deps", "./cmd/"+program), func(p string) bool { return strings.HasPrefix(p, nvidia) })
+		if links != (program == "nodeagent") {
+			t.Errorf("%s links NVIDIA's packages: %t", program, links)
+		}
+	}
 }
 
 // TestDependencyRules: who may import whom.

@@ -41,6 +41,16 @@ func (b *bench) gpu() nvml.GPUID {
 	return b.chosen
 }
 
+// capable returns a GPU that can do MIG, whatever its mode.
+func (b *bench) capable() nvml.GPUID {
+	b.Helper()
+	id, ok := b.find(func(nvml.GPU, nvml.MIGMode) bool { return true })
+	if !ok {
+		b.Skip("no GPU can do MIG")
+	}
+	return id
+}
+
 // find returns the first MIG capable GPU that ok accepts.
 func (b *bench) find(ok func(nvml.GPU, nvml.MIGMode) bool) (nvml.GPUID, bool) {
 	b.Helper()

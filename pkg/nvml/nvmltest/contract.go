@@ -35,38 +35,57 @@ type XIDRaiser interface {
 	XID(id nvml.GPUID, gi, xid int) error
 }
 
+// aCase is one promise.
+type aCase struct {
+	name string
+	run  func(*bench)
+}
+
+// reading are the cases that change nothing on any GPU.
+var reading = []aCase{
+	{"GPUs are told apart and do not change", gpusAreStable},
+	{"profiles are in order and inside the grid", profilesAreInOrder},
+	{"no event comes where nothing happens", noEvent},
+	{"a GPU that cannot do MIG says so", notCapable},
+	{"a GPU of another node is not found", otherGPU},
+	{"a closed session says so", closedSession},
+}
+
+// changing are the cases that create and destroy instances, or ask for it.
+var changing = []aCase{
+	{"every placement can be created, used and destroyed", everyPlacement},
+	{"a GPU instance without a compute instance is listed", giAloneIsListed},
+	{"instances are listed by start whatever the order of creation", listedByStart},
+	{"what overlaps is refused and changes nothing", overlapIsRefused},
+	{"a start that the profile does not have is refused", offTableIsRefused},
+	{"a profile that the GPU does not have is refused", unknownProfileIsRefused},
+	{"a profile's count is a limit", countIsALimit},
+	{"the same placement has the same id and a new UUID", idsComeBack},
+	{"a neighbour does not notice a creation or a destruction", neighboursStay},
+	{"a compute instance is created once and in a live GPU instance", computeInstanceOnce},
+	{"a GPU instance with a compute instance is not destroyed", destroyOrder},
+	{"what is gone is not found", goneIsNotFound},
+	{"an idle instance has no processes", idleHasNoProcesses},
+	{"a held instance is in use until it is released", heldIsInUse},
+	{"events name GPU and instance, in order", eventsNameTheirInstance},
+	{"events are of the GPUs asked for, from then on", eventsAreOfTheirGPUs},
+	{"events end with their session", eventsEnd},
+	{"the mode that is in force can be set again", sameModeAgain},
+	{"a GPU with MIG off has profiles and no instances", migOff},
+}
+
 // Contract runs all cases, each on a driver of its own.
 func Contract(t *testing.T, newDriver func(t *testing.T) nvml.Driver) {
-	cases := []struct {
-		name string
-		run  func(*bench)
-	}{
-		{"GPUs are told apart and do not change", gpusAreStable},
-		{"profiles are in order and inside the grid", profilesAreInOrder},
-		{"every placement can be created, used and destroyed", everyPlacement},
-		{"a GPU instance without a compute instance is listed", giAloneIsListed},
-		{"instances are listed by start whatever the order of creation", listedByStart},
-		{"what overlaps is refused and changes nothing", overlapIsRefused},
-		{"a start that the profile does not have is refused", offTableIsRefused},
-		{"a profile that the GPU does not have is refused", unknownProfileIsRefused},
-		{"a profile's count is a limit", countIsALimit},
-		{"the same placement has the same id and a new UUID", idsComeBack},
-		{"a neighbour does not notice a creation or a destruction", neighboursStay},
-		{"a compute instance is created once and in a live GPU instance", computeInstanceOnce},
-		{"a GPU instance with a compute instance is not destroyed", destroyOrder},
-		{"what is gone is not found", goneIsNotFound},
-		{"an idle instance has no processes", idleHasNoProcesses},
-		{"a held instance is in use until it is released", heldIsInUse},
-		{"no event comes where nothing happens", noEvent},
-		{"events name GPU and instance, in order", eventsNameTheirInstance},
-		{"events are of the GPUs asked for, from then on", eventsAreOfTheirGPUs},
-		{"events end with their session", eventsEnd},
-		{"the mode that is in force can be set again", sameModeAgain},
-		{"a GPU with MIG off has profiles and no instances", migOff},
-		{"a GPU that cannot do MIG says so", notCapable},
-		{"a GPU of another node is not found", otherGPU},
-		{"a closed session says so", closedSession},
-	}
+	run(t, slices.Concat(reading, changing), newDriver)
+}
+
+// ReadOnly runs the cases that change nothing, for GPUs whose modes and instances
+// are somebody else's.
+func ReadOnly(t *testing.T, newDriver func(t *testing.T) nvml.Driver) {
+	run(t, reading, newDriver)
+}
+
+func run(t *testing.T, cases []aCase, newDriver func(t *testing.T) nvml.Driver) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			d := newDriver(t)
@@ -102,7 +121,8 @@ func gpusAreStable(b *bench) {
 }
 
 func profilesAreInOrder(b *bench) {
-	for _, p := range b.profiles(b.gpu()) {
+	id := b.capable()
+	for _, p := range b.profiles(id) {
 		if p.Size < 1 || p.ComputeSlices < 1 || p.MemoryMiB <= 0 || p.Max < 1 || p.Name == "" || len(p.Starts) == 0 {
 			b.Errorf("profile %+v lacks something", p)
 		}
@@ -110,7 +130,7 @@ func profilesAreInOrder(b *bench) {
 			b.Errorf("profile %s has starts %v; want them ascending from 0", p.Name, p.Starts)
 		}
 	}
-	ids := b.profiles(b.gpu())
+	ids := b.profiles(id)
 	if !slices.IsSortedFunc(ids, func(x, y nvml.Profile) int { return int(x.ID - y.ID) }) {
 		b.Errorf("profiles are not by ascending id: %v", ids)
 	}
@@ -303,7 +323,7 @@ func heldIsInUse(b *bench) {
 func noEvent(b *bench) {
 	_, err := b.Events()
 	b.refused(err, nvml.ErrInvalidArgument, "events of no GPU")
-	events := b.events(b.gpu())
+	events := b.events(b.capable())
 	_, err = events.Wait(0)
 	b.refused(err, nvml.ErrTimeout, "waiting for no time")
 	_, err = events.Wait(time.Millisecond)
@@ -408,7 +428,7 @@ func otherGPU(b *bench) {
 }
 
 func closedSession(b *bench) {
-	id := b.gpu()
+	id := b.capable()
 	b.must(b.Close())
 	_, err := b.Instances(id)
 	b.refused(err, nvml.ErrUninitialized, "Instances after Close")

@@ -123,11 +123,28 @@ func (d *Driver) Instances(id nvml.GPUID) ([]nvml.Instance, error) {
 		if g.Model == "" {
 			return g.notCapable()
 		}
-		instances = g.list()
+		instances = g.list(func(Instance) bool { return true })
 		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing instances of %s: %w", id, err)
+	}
+	return instances, nil
+}
+
+// InstancesOf lists the instances of one profile, as the library's own call does.
+// It counts as CallInstances.
+func (d *Driver) InstancesOf(id nvml.GPUID, profile nvml.ProfileID) ([]nvml.Instance, error) {
+	var instances []nvml.Instance
+	err := d.call(CallInstances, id, func(_ *State, g *GPU, _ Fault) error {
+		if err := g.checkMIG(); err != nil {
+			return err
+		}
+		instances = g.list(func(in Instance) bool { return in.Profile == profile })
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing instances of profile %d of %s: %w", profile, id, err)
 	}
 	return instances, nil
 }

@@ -121,11 +121,15 @@ func (g *GPU) destroyGPUInstance(gi, lingers int) error {
 	return nil
 }
 
-// list returns the instances and lets the lingering ones age.
-func (g *GPU) list() []nvml.Instance {
+// list returns the instances that are wanted and lets the lingering ones of them age.
+func (g *GPU) list(wanted func(Instance) bool) []nvml.Instance {
 	listed := make([]nvml.Instance, 0, len(g.Instances))
 	kept := g.Instances[:0]
 	for _, in := range g.Instances {
+		if !wanted(in) {
+			kept = append(kept, in)
+			continue
+		}
 		listed = append(listed, g.live(in))
 		if in.Lingers == 1 {
 			continue

@@ -1,0 +1,228 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build cgo
+
+package native
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	lib "github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	"github.com/dynamig/dynamig/pkg/nvml"
+)
+
+// Built says whether this program can use real GPUs.
+const Built = true
+
+var _ nvml.Driver = (*Driver)(nil)
+
+// Driver is one session with the library. Safe for parallel use, as nvml.Driver
+// says.
+type Driver struct {
+	lib  lib.Interface
+	root string // of the node's file system; "" is "/"
+
+	mu      sync.Mutex           // guards what follows; not held over library calls
+	boards  map[nvml.GPUID]board // what is known of each GPU
+	running int                  // methods that may be in the library now
+	closed  bool
+}
+
+// libraries are where the library lies below a driver's root, first found first.
+var libraries = []string{"usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/lib"}
+
+// Open loads the library from a driver's root directory, "" or "/" for the system's
+// own search path, and opens a session. ErrDriverNotLoaded where either is missing.
+func Open(root string) (nvml.Driver, error) {
+	var options []lib.LibraryOption
+	if root != "" && root != "/" {
+		path, err := find(root)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, lib.WithLibraryPath(path))
+	}
+	return OpenLibrary(lib.New(options...), root)
+}
+
+func find(root string) (string, error) {
+	for _, dir := range libraries {
+		path := filepath.Join(root, dir, "libnvidia-ml.so.1")
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("finding libnvidia-ml.so.1 below %s in %s: %w", root, strings.Join(libraries, ", "), nvml.ErrDriverNotLoaded)
+}
+
+// OpenLibrary is Open with a library that is there already. root is for what the
+// library does not tell of GPUs.
+func OpenLibrary(library lib.Interface, root string) (*Driver, error) {
+	ret := library.Init()
+	if ret == lib.ERROR_LIB_RM_VERSION_MISMATCH {
+		return nil, check(ret, "opening the library, which is of another version than the loaded kernel driver: reload the driver or reboot")
+	}
+	if err := check(ret, "opening the library"); err != nil {
+		return nil, err
+	}
+	return &Driver{lib: library, root: root, boards: map[nvml.GPUID]board{}}, nil
+}
+
+// Close implements nvml.Driver. The library is given back when the last call that
+// runs has returned: without it that call would end the process. Close does not
+// wait for that, since a call may never return.
+func (d *Driver) Close() error {
+	d.mu.Lock()
+	now := !d.closed && d.running == 0
+	d.closed = true
+	d.mu.Unlock()
+	if !now {
+		return nil
+	}
+	return d.shutdown()
+}
+
+func (d *Driver) shutdown() error {
+	err := check(d.lib.Shutdown(), "closing the session")
+	if errors.Is(err, nvml.ErrUninitialized) {
+		return nil
+	}
+	return err
+}
+
+// begin stands at the start of each method that calls the library, end at its end.
+func (d *Driver) begin() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return fmt.Errorf("the session is closed: %w", nvml.ErrUninitialized)
+	}
+	d.running++
+	return nil
+}
+
+func (d *Driver) end() {
+	d.mu.Lock()
+	d.running--
+	last := d.closed && d.running == 0
+	d.mu.Unlock()
+	if last {
+		_ = d.shutdown() // nobody is left to be told
+	}
+}
+
+// DriverVersion implements nvml.Driver.
+func (d *Driver) DriverVersion() (string, error) {
+	if err := d.begin(); err != nil {
+		return "", fmt.Errorf("reading driver version: %w", err)
+	}
+	defer d.end()
+	version, ret := d.lib.SystemGetDriverVersion()
+	return version, check(ret, "reading driver version")
+}
+
+// GPUs implements nvml.Driver.
+func (d *Driver) GPUs() ([]nvml.GPU, error) {
+	if err := d.begin(); err != nil {
+		return nil, fmt.Errorf("listing GPUs: %w", err)
+	}
+	defer d.end()
+	var gpus []nvml.GPU
+	_, err := d.each(func(index int, id nvml.GPUID, device lib.Device) error {
+		gpu, err := d.facts(index, id, device)
+		gpus = append(gpus, gpu)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing GPUs: %w", err)
+	}
+	return gpus, nil
+}
+
+// facts reads what does not change of a GPU.
+func (d *Driver) facts(index int, id nvml.GPUID, device lib.Device) (nvml.GPU, error) {
+	gpu := nvml.GPU{ID: id, Index: index}
+	var err error
+	read := func(what string, ret lib.Return) {
+		if err == nil {
+			err = check(ret, "reading %s of GPU %d", what, index)
+		}
+	}
+	var ret lib.Return
+	gpu.Minor, ret = device.GetMinorNumber()
+	read("minor number", ret)
+	gpu.Name, ret = device.GetName()
+	read("name", ret)
+	memory, ret := device.GetMemoryInfo()
+	read("memory", ret)
+	gpu.MemoryMiB = int(memory.Total >> 20)
+	pci, ret := device.GetPciInfo()
+	read("PCI address", ret)
+	gpu.PCIBusID = text(pci.BusId[:])
+	architecture, ret := device.GetArchitecture()
+	read("generation", ret)
+	gpu.Architecture = generation(architecture)
+	switch _, _, ret := device.GetMigMode(); ret {
+	case lib.ERROR_NOT_SUPPORTED, lib.ERROR_FUNCTION_NOT_FOUND:
+	default:
+		gpu.MIGCapable = true
+		read("MIG mode", ret)
+	}
+	gpu.NUMANode = d.numaNode(gpu.PCIBusID)
+	return gpu, err
+}
+
+// generation names an architecture; one that is not known keeps its number.
+func generation(architecture lib.DeviceArchitecture) nvml.Architecture {
+	switch architecture {
+	case lib.DEVICE_ARCH_TURING:
+		return "Turing"
+	case lib.DEVICE_ARCH_AMPERE:
+		return nvml.Ampere
+	case lib.DEVICE_ARCH_ADA:
+		return "Ada"
+	case lib.DEVICE_ARCH_HOPPER:
+		return nvml.Hopper
+	case lib.DEVICE_ARCH_BLACKWELL:
+		return nvml.Blackwell
+	}
+	return nvml.Architecture(fmt.Sprintf("architecture %d", architecture))
+}
+
+// numaNode reads the node of a GPU's PCI slot, -1 where it is not known. (The
+// library's own call answers for the GPU's memory, another thing on some boards.)
+func (d *Driver) numaNode(busID string) int {
+	address := strings.ToLower(busID)
+	if len(address) == len("00000000:07:00.0") {
+		address = address[4:] // the kernel writes four digits of the domain
+	}
+	content, err := os.ReadFile(filepath.Join("/", d.root, "sys/bus/pci/devices", address, "numa_node"))
+	if err != nil {
+		return -1
+	}
+	node, err := strconv.Atoi(strings.TrimSpace(string(content)))
+	if err != nil {
+		return -1
+	}
+	return node
+}
+
+// text reads a C string.
+func text(chars []int8) string {
+	var b strings.Builder
+	for _, c := range chars {
+		if c == 0 {
+			break
+		}
+		b.WriteByte(byte(c))
+	}
+	return b.String()
+}
