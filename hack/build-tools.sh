@@ -27,6 +27,7 @@ cni=github.com/containernetworking/plugins/plugins
 
 main() {
 	cd "$root"
+	. hack/lock.sh
 	link_assets
 	group k8s "$k8s_programs" hack/tools/k8s/go.mod hack/tools/k8s/go.sum
 	group node "$node_programs" hack/tools/node/go.mod hack/tools/node/go.sum
@@ -157,7 +158,8 @@ unpack() {
 		return 1
 	fi
 	rm -rf "$deb/download" && mkdir -p "$deb/download" && cd "$deb/download"
-	apt-get download "$1" || { apt-get update && apt-get download "$1"; }
+	# Quiet: root's downloads are not sandboxed here, which apt warns of each time.
+	apt-get -qq download "$1" 2>/dev/null || { apt-get -qq update && apt-get -qq download "$1"; }
 	dpkg -x "$1"_*.deb unpacked
 	mv unpacked "$deb/$1"
 	cd "$root/hack/tools/node"

@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CGO_ENABLED=0 GOTOOLCHAIN=local
+. hack/lock.sh
 began=$SECONDS
 mkdir -p .build/bin
 go build -o .build/bin/ $(go list ./cmd/... | grep -v /cmd/nodeagent$) ./test/demo

@@ -20,6 +20,7 @@ import (
 	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 	"k8s.io/kubernetes/pkg/scheduler"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config"
+	"k8s.io/kubernetes/pkg/scheduler/apis/config/latest"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/validation"
 	frameworkruntime "k8s.io/kubernetes/pkg/scheduler/framework/runtime"
 	"k8s.io/kubernetes/pkg/scheduler/profile"
@@ -49,7 +50,8 @@ func TestShippedConfigIsValid(t *testing.T) {
 	for _, p := range c.Profiles {
 		names = append(names, p.SchedulerName)
 	}
-	if diff := cmp.Diff([]string{v1alpha1.SchedulerName, "default-scheduler"}, names); diff != "" {
+	// A second scheduler of name default-scheduler would race the cluster's own.
+	if diff := cmp.Diff([]string{v1alpha1.SchedulerName}, names); diff != "" {
 		t.Errorf("profiles (-want +got):\n%s", diff)
 	}
 	ours := c.Profiles[0]
@@ -97,7 +99,8 @@ func (unreachable) RoundTrip(*http.Request) (*http.Response, error) {
 	return nil, errors.New("connection refused")
 }
 
-// build makes kube-scheduler as main does, with the shipped configuration.
+// build makes kube-scheduler as main does, with the shipped configuration and a
+// stock profile beside it, as a cluster without another scheduler would have.
 func build(t *testing.T) profile.Map {
 	t.Helper()
 	registry := frameworkruntime.Registry{}
@@ -110,12 +113,22 @@ func build(t *testing.T) profile.Map {
 	recorders := profile.RecorderFactory(func(string) events.EventRecorderLogger { return events.NewFakeRecorder(100) })
 	s, err := scheduler.New(t.Context(), client, scheduler.NewInformerFactory(client, 0, nil), nil, recorders,
 		scheduler.WithKubeConfig(&rest.Config{Host: "http://api.invalid", Transport: unreachable{}}),
-		scheduler.WithProfiles(shipped(t).Profiles...),
+		scheduler.WithProfiles(append(shipped(t).Profiles, stock(t))...),
 		scheduler.WithFrameworkOutOfTreeRegistry(registry))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s.Profiles
+}
+
+// stock is kube-scheduler's own profile.
+func stock(t *testing.T) config.KubeSchedulerProfile {
+	t.Helper()
+	c, err := latest.Default()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Profiles[0]
 }
 
 func names(set config.PluginSet) []string {

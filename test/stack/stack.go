@@ -133,7 +133,7 @@ func (s *Stack) StartScheduler(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := withKubeconfig(filepath.Join(p.dir, "config.yaml"), kubeconfig); err != nil {
+	if err := adapt(filepath.Join(p.dir, "config.yaml"), kubeconfig); err != nil {
 		return err
 	}
 	port := s.Cluster.Port(cluster.FreePort)
@@ -143,9 +143,10 @@ func (s *Stack) StartScheduler(ctx context.Context) error {
 	return err
 }
 
-// withKubeconfig makes a scheduler configuration name a kubeconfig: a host process
-// has no ServiceAccount mounted.
-func withKubeconfig(file, kubeconfig string) error {
+// adapt fits the scheduler's configuration to the test cluster. It names a
+// kubeconfig, since a host process has no ServiceAccount mounted, and adds a stock
+// profile, since the cluster has no kube-scheduler of its own.
+func adapt(file, kubeconfig string) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return err
@@ -160,6 +161,8 @@ func withKubeconfig(file, kubeconfig string) error {
 	}
 	connection["kubeconfig"] = kubeconfig
 	config["clientConnection"] = connection
+	profiles, _ := config["profiles"].([]any)
+	config["profiles"] = append(profiles, map[string]any{"schedulerName": v1.DefaultSchedulerName})
 	if text, err = yaml.Marshal(config); err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/events"
 	"k8s.io/kubernetes/pkg/scheduler"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config"
+	"k8s.io/kubernetes/pkg/scheduler/apis/config/latest"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/scheme"
 	internalcache "k8s.io/kubernetes/pkg/scheduler/backend/cache"
 	frameworkruntime "k8s.io/kubernetes/pkg/scheduler/framework/runtime"
@@ -31,8 +32,9 @@ import (
 	gpufake "github.com/dynamig/dynamig/pkg/generated/clientset/versioned/fake"
 )
 
-// shippedConfig is the configuration that users get, read as kube-scheduler reads it.
-func shippedConfig(t testing.TB) *config.KubeSchedulerConfiguration {
+// profiles are the one that users get, read as kube-scheduler reads it, and a stock
+// one.
+func profiles(t testing.TB) []config.KubeSchedulerProfile {
 	t.Helper()
 	text, err := os.ReadFile("../../../manifests/base/scheduler/config.yaml")
 	if err != nil {
@@ -42,7 +44,11 @@ func shippedConfig(t testing.TB) *config.KubeSchedulerConfiguration {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return obj.(*config.KubeSchedulerConfiguration)
+	stock, err := latest.Default()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(obj.(*config.KubeSchedulerConfiguration).Profiles, stock.Profiles...)
 }
 
 // whole is kube-scheduler as shipped, with all its own plugins, over a fake API. It
@@ -69,7 +75,7 @@ func newWhole(t *testing.T) *whole {
 	recorders := profile.RecorderFactory(func(string) events.EventRecorderLogger { return w.events })
 	var err error
 	w.scheduler, err = scheduler.New(t.Context(), w.client, w.informers, nil, recorders,
-		scheduler.WithProfiles(shippedConfig(t).Profiles...),
+		scheduler.WithProfiles(profiles(t)...),
 		scheduler.WithFrameworkOutOfTreeRegistry(frameworkruntime.Registry{Name: factory.New, FitName: NewFit}),
 		scheduler.WithNodeInfoSnapshot(w.snapshot))
 	if err != nil {
