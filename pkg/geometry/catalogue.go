@@ -85,7 +85,9 @@ type offer struct {
 
 // Nothing is the catalogue of a GPU that cannot be cut: nothing fits it.
 func Nothing(name string) *Catalogue {
-	return &Catalogue{model: &Model{name: name, full: -1}, rule: RuleHardware}
+	c := &Catalogue{model: &Model{name: name, full: -1}, rule: RuleHardware, tables: new(tables)}
+	c.states = newStates(c)
+	return c
 }
 
 // NewCatalogue checks a configuration against a model and prepares decisions.

@@ -27,9 +27,9 @@ const NoCost = int64(math.MaxInt64)
 // other costs of a pod's devices come to.
 const OversizeCost = int64(1) << 56
 
-// shareCost is what a thousandth of a GPU costs by Binpack or Spread: more than
-// scores differ for the difference between two GPUs.
-const shareCost = int64(10 * ScoreScale)
+// leftCost is what a 64th of a GPU that is free costs by Binpack: a slice more
+// than scores differ by.
+const leftCost = int64(4 * ScoreScale)
 
 // Table has the answers of one catalogue for a class of wants that it does not
 // tell apart, by State. Answers are those of Catalogue.Choices; each is found when
@@ -41,13 +41,19 @@ type Table struct {
 	policy    Policy
 
 	mu    sync.Mutex // held to add answers
-	known atomic.Pointer[[]answer]
+	known atomic.Pointer[answers]
+}
+
+// answers are what can be had, by State.
+type answers struct {
+	costs []int64 // apart, to be close together
+	of    []*answer
 }
 
 // answer is what can be had in one state.
 type answer struct {
-	cost    int64 // of the first choice
-	choices []Choice
+	choices    []Choice
+	successors atomic.Pointer[[]State] // nil until asked for
 }
 
 // class names a Table. Wants are of one class if no entry of the catalogue can
@@ -85,7 +91,7 @@ func (c *Catalogue) Table(w Want, p Policy) *Table {
 	defer c.tables.mu.Unlock()
 	if t = c.tables.known[key]; t == nil {
 		t = &Table{catalogue: c, query: q, empty: key.nothing, policy: p}
-		t.known.Store(new([]answer))
+		t.known.Store(new(answers))
 		if c.tables.known == nil {
 			c.tables.known = make(map[class]*Table)
 		}
@@ -121,62 +127,95 @@ func (q *query) class(c *Catalogue, p Policy) class {
 // Cost orders GPUs: the lower the better, NoCost where nothing fits. It is a
 // look-up.
 func (t *Table) Cost(s State) int64 {
-	if known := *t.known.Load(); int(s) < len(known) {
-		return known[s].cost
+	if costs := t.known.Load().costs; int(s) < len(costs) {
+		return costs[s]
 	}
-	return t.find(s).cost
+	return t.find(s).costs[s]
+}
+
+// Cheapest is the position of the state that costs least, the first of equal ones,
+// with its best choice; nil and NoCost if nothing fits in any. It is a look-up for
+// each. The choice is shared: do not change it.
+func (t *Table) Cheapest(states []State) (at int, choice *Choice, cost int64) {
+	at, cost = -1, NoCost
+	known := t.known.Load()
+	costs := known.costs
+	for i, s := range states {
+		if int(s) >= len(costs) {
+			known = t.find(s)
+			costs = known.costs
+		}
+		if c := costs[s]; c < cost {
+			at, cost = i, c
+		}
+	}
+	if at >= 0 {
+		choice = &known.of[states[at]].choices[0]
+	}
+	return at, choice, cost
 }
 
 // Choices lists every acceptable choice, best first, as Catalogue.Choices yields
 // them. The list is shared: do not change it.
-func (t *Table) Choices(s State) []Choice {
-	if known := *t.known.Load(); int(s) < len(known) {
-		return known[s].choices
+func (t *Table) Choices(s State) []Choice { return t.answer(s).choices }
+
+// Successors lists the states that the choices of s lead to, without those in
+// which less is left than in another of them: enough to find out what else can be
+// had. The list is shared: do not change it.
+func (t *Table) Successors(s State) []State {
+	a := t.answer(s)
+	if known := a.successors.Load(); known != nil {
+		return *known
 	}
-	return t.find(s).choices
+	next := t.catalogue.successors(s, a.choices)
+	a.successors.Store(&next) // others may store the same
+	return next
 }
 
-// CostOf is what one of the Choices of s costs. The first has the Cost of s.
+// CostOf is what one of the Choices of s costs. The first one costs Cost(s).
 func (t *Table) CostOf(s State, c Choice) int64 {
 	return t.costOf(t.catalogue.states.all()[s], c)
 }
 
-// Exact is the smallest adequate entry of the catalogue, and false if there is
-// none.
-func (t *Table) Exact() (Entry, bool) {
+// Exact is the smallest adequate profile of the catalogue, with the memory that
+// wants are compared with; false if there is none.
+func (t *Table) Exact() (p Profile, memoryMiB int, ok bool) {
 	if t.empty {
-		return Entry{}, false
+		return Profile{}, 0, false
 	}
-	return t.query.exact.entry, true
+	o := t.query.exact
+	return t.catalogue.model.profiles[o.profile], o.memory[t.query.by], true
+}
+
+// answer looks up or finds the answer for a state.
+func (t *Table) answer(s State) *answer {
+	if of := t.known.Load().of; int(s) < len(of) {
+		return of[s]
+	}
+	return t.find(s).of[s]
 }
 
 // find answers for all states up to s, which must be one that the catalogue has
 // numbered.
-func (t *Table) find(s State) answer {
+func (t *Table) find(s State) *answers {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	known := *t.known.Load()
-	for _, o := range t.catalogue.states.all()[len(known):] {
-		known = append(known, t.answer(o))
+	for _, o := range t.catalogue.states.all()[len(known.of):] {
+		cost, a := NoCost, new(answer)
+		if closed := len(known.of) == int(Closed); !closed && !t.empty {
+			t.catalogue.walk(t.query, o, func(c Choice) bool {
+				a.choices = append(a.choices, c)
+				return true
+			})
+		}
+		if len(a.choices) > 0 {
+			cost = t.costOf(o, a.choices[0])
+		}
+		known.costs, known.of = append(known.costs, cost), append(known.of, a)
 	}
-	t.known.Store(&known) // readers of the shorter list never look behind its end
-	return known[s]
-}
-
-// answer asks the catalogue.
-func (t *Table) answer(o Occupancy) answer {
-	a := answer{cost: NoCost}
-	if t.empty {
-		return a
-	}
-	t.catalogue.walk(t.query, o, func(c Choice) bool {
-		a.choices = append(a.choices, c)
-		return true
-	})
-	if len(a.choices) > 0 {
-		a.cost = t.costOf(o, a.choices[0])
-	}
-	return a
+	t.known.Store(&known) // readers of the shorter lists never look behind their end
+	return &known
 }
 
 func (t *Table) costOf(o Occupancy, c Choice) int64 {
@@ -185,12 +224,12 @@ func (t *Table) costOf(o Occupancy, c Choice) int64 {
 		cost += OversizeCost
 	}
 	m := t.catalogue.model
-	share := int64(1000*m.FreeSlices(o)/m.grid.MemorySlices) * shareCost
+	left := int64(64*m.FreeSlices(o)/m.grid.MemorySlices) * leftCost
 	switch t.policy {
 	case Binpack:
-		cost += share
+		cost += left
 	case Spread:
-		cost -= share
+		cost -= left
 	}
 	return cost
 }

@@ -264,8 +264,10 @@ func (v *View) unruled() *View {
 	if !changed {
 		return nil
 	}
+	node.divide()
 	out := *v
 	out.Node = &node
+	out.hold(v.state())
 	return &out
 }
 
@@ -359,6 +361,7 @@ func idleNode(g GPU, size int) *Node {
 		n.index[g.ID] = i
 		n.GPUs = append(n.GPUs, g)
 	}
+	n.divide()
 	return n
 }
 
@@ -390,7 +393,7 @@ func smaller(prospects []prospect, r *Request) int {
 // fitsMemory asks for other memory.
 func (v *View) fitsMemory(r *Request, memory int) bool {
 	other := *r
-	other.Devices = slices.Clone(r.Devices)
+	other.Devices, other.tables = slices.Clone(r.Devices), new(tableCache)
 	for i := range other.Devices {
 		other.Devices[i].MemoryMiB = memory
 	}

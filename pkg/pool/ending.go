@@ -261,7 +261,7 @@ func (f *Fleet) repack(open []*site, r *Request) *Repack {
 	byRoom := slices.Clone(open)
 	slices.SortStableFunc(byRoom, func(a, b *site) int { return cmp.Compare(f.freeOn(b), f.freeOn(a)) })
 	for _, s := range byRoom[:min(len(byRoom), maxRepacks)] {
-		all := &Request{MIG: true}
+		all := &Request{MIG: true, tables: new(tableCache)}
 		var wants []geometry.Want
 		for _, t := range s.tenants {
 			wants = append(wants, s.node.wants(t)...)

@@ -16,7 +16,7 @@ type Plan struct {
 
 	// Score orders plans over GPUs and nodes, lower is better: the number of
 	// oversize devices first, then that of devices in a mode that suits them less,
-	// then the sum of the scores of the places.
+	// then as the request's Policy says.
 	Score int64
 }
 
@@ -25,66 +25,16 @@ type Assigned struct {
 	GPU int // position in Node.GPUs
 	geometry.Choice
 	Share v1alpha1.Share // zero for an instance; its ID is not set
+
+	cost int64 // of an instance, when it was chosen: geometry.Table.CostOf
 }
 
 // IsShare tells a software share from an instance.
 func (a *Assigned) IsShare() bool { return a.Share.MemoryMiB > 0 }
 
-// Weights of the bands: each is larger than any sum of what stands below it.
-const (
-	oversizeWeight = int64(1) << 54
-	modeWeight     = int64(1) << 44
-)
-
-// score of one choice for a device on its own. A software share is always exact:
-// its score is the memory that it leaves on the GPU, so that shares fill GPUs up.
-func (v *View) score(r *Request, device int, a *Assigned, t Taken) int64 {
-	score := modeWeight * v.aversion(r, device, a)
-	if a.IsShare() {
-		return score + v.Node.GPUs[a.GPU].Shares.MemoryMiB - t.MemoryMiB - a.Share.MemoryMiB
-	}
-	if !a.Exact {
-		score += oversizeWeight
-	}
-	return score + a.Choice.Score
-}
-
-// aversion is how little a mode suits a device whose pod does not name one: an
-// instance of which the request fills half or more, 0; a share, 1; any other
-// instance, and any of a container with several devices, since one CUDA process
-// sees one MIG device, 2.
-func (v *View) aversion(r *Request, device int, a *Assigned) int64 {
-	switch {
-	case !r.MIG || !r.Share:
-		return 0
-	case a.IsShare():
-		return 1
-	case r.joint[device] || !fillsHalf(r.Devices[device], v.Node.GPUs[a.GPU].Catalogue.Model(), a):
-		return 2
-	default:
-		return 0
-	}
-}
-
-// fillsHalf reports whether a want uses half or more of an instance, by what it
-// asks for.
-func fillsHalf(w geometry.Want, m *geometry.Model, a *Assigned) bool {
-	switch {
-	case w.Full || w.Profile != "":
-		return true
-	case w.MemoryMiB > 0:
-		return 2*w.MemoryMiB >= a.MemoryMiB
-	case w.Percent > 0:
-		return 2*w.Percent*m.MemorySlices() >= 100*a.Size
-	default:
-		profile, _ := m.Profile(a.Profile)
-		return 2*w.Cores*m.ComputeSlices() >= 100*profile.ComputeSlices
-	}
-}
-
 // Fit finds a place for all devices of r on the node, or says why there is none.
-// Each device goes to the best free choice, larger devices first, with
-// backtracking: what the node can hold is found, unless the search exceeds
+// Each device goes to the best free choice, larger devices first, unless others
+// then have no room: what the node can hold is found, unless the search exceeds
 // maxSteps. Devices of one container are all instances or all shares, and shares
 // are on different GPUs. Ties go to the lower GPU position and start, so equal
 // input gives equal output. Pure; safe for parallel use.
@@ -140,7 +90,7 @@ func (v *View) plan(r *Request) (Plan, outcome) {
 	if !ok {
 		return Plan{}, none
 	}
-	return Plan{Devices: []Assigned{best}, Score: score}, found
+	return Plan{Devices: []Assigned{best}, Score: v.total(r, score)}, found
 }
 
 // precheck rejects what needs no look at what is taken.
@@ -164,6 +114,14 @@ func (v *View) precheck(r *Request) *Verdict {
 
 // best is the best choice for a single device.
 func (v *View) best(r *Request) (best Assigned, lowest int64, found bool) {
+	if v.simple(r) {
+		gpu, c, cost := v.Node.cheapest(r, 0, v.cut)
+		if c == nil {
+			return best, 0, false
+		}
+		best = Assigned{GPU: gpu, Choice: *c, cost: cost}
+		return best, v.score(r, 0, &best, Taken{}), true
+	}
 	for i := range v.Node.GPUs {
 		if a, score, ok := v.bestOn(r, i); ok && (!found || score < lowest) {
 			best, lowest, found = a, score, true
@@ -181,27 +139,14 @@ func (v *View) bestOn(r *Request, gpu int) (best Assigned, lowest int64, found b
 	if a, ok := v.share(r, 0, gpu, &s); ok {
 		best, lowest, found = a, v.score(r, 0, &a, v.taken[gpu]), true
 	}
-	if r.MIG && s.cuttable(v.Node, gpu) {
-		if c, ok := v.first(gpu, r.Devices[0]); ok {
-			a := Assigned{GPU: gpu, Choice: c}
+	if r.MIG {
+		if a, ok := v.first(r, 0, gpu, v.cut[gpu]); ok {
 			if score := v.score(r, 0, &a, v.taken[gpu]); !found || score < lowest {
 				best, lowest, found = a, score, true
 			}
 		}
 	}
 	return best, lowest, found
-}
-
-// first is the preferred instance on one GPU.
-func (v *View) first(gpu int, w geometry.Want) (first geometry.Choice, found bool) {
-	if g := &v.Node.GPUs[gpu]; len(g.avoided) == 0 {
-		return g.Catalogue.Fit(v.occupied[gpu], w)
-	}
-	v.choices(gpu, v.occupied[gpu], w, func(c geometry.Choice) bool {
-		first, found = c, true
-		return false
-	})
-	return first, found
 }
 
 // mode is a set of modes.
@@ -229,11 +174,14 @@ func (v *View) each(r *Request, device, gpu int, s *state, in mode, yield func(A
 			yield(a)
 		}
 	}
-	if in&mig != 0 && s.cuttable(v.Node, gpu) {
-		v.choices(gpu, s.occupied[gpu], r.Devices[device], func(c geometry.Choice) bool {
-			yield(Assigned{GPU: gpu, Choice: c})
-			return true
-		})
+	if in&mig == 0 {
+		return
+	}
+	t := r.on(v.Node.GPUs[gpu].Catalogue).tables[device]
+	for _, c := range t.Choices(s.cut[gpu]) {
+		if !v.avoids(gpu, c.Placed) {
+			yield(Assigned{GPU: gpu, Choice: c, cost: t.CostOf(s.cut[gpu], c)})
+		}
 	}
 }
 
@@ -247,24 +195,21 @@ func (v *View) share(r *Request, device, gpu int, s *state) (Assigned, bool) {
 	return Assigned{GPU: gpu, Share: share}, ok && s.admits(g, gpu, share)
 }
 
-// choices yields the choices on one GPU in a state, preferred ones first, without
-// those that are avoided.
-func (v *View) choices(gpu int, o geometry.Occupancy, w geometry.Want, yield func(geometry.Choice) bool) {
-	g := &v.Node.GPUs[gpu]
-	g.Catalogue.Choices(o, w, func(c geometry.Choice) bool {
-		return !v.regardless && slices.Contains(g.avoided, c.Placed) || yield(c)
-	})
-}
-
 // state is what is taken of each GPU, by position.
 type state struct {
 	occupied []geometry.Occupancy
 	taken    []Taken
+	cut      []geometry.State // both as a state for instances; nil while a view is built
 }
 
 // state is a copy of what is taken in the view.
 func (v *View) state() state {
-	return state{occupied: slices.Clone(v.occupied), taken: slices.Clone(v.taken)}
+	s := state{v.occupied, v.taken, v.cut}
+	return s.clone()
+}
+
+func (s *state) clone() state {
+	return state{occupied: slices.Clone(s.occupied), taken: slices.Clone(s.taken), cut: slices.Clone(s.cut)}
 }
 
 // cuttable reports whether a GPU takes instances.
@@ -284,7 +229,7 @@ func (s *state) take(n *Node, a Assigned) bool {
 		if g.Shares == nil || !s.admits(g, a.GPU, a.Share) {
 			return false
 		}
-		s.taken[a.GPU] = s.taken[a.GPU].with(a.Share)
+		s.taken[a.GPU], s.cut[a.GPU] = s.taken[a.GPU].with(a.Share), geometry.Closed
 		return true
 	}
 	if !s.cuttable(n, a.GPU) {
@@ -294,7 +239,7 @@ func (s *state) take(n *Node, a Assigned) bool {
 	if err != nil {
 		return false
 	}
-	s.occupied[a.GPU] = next
+	s.occupied[a.GPU], s.cut[a.GPU] = next, g.Catalogue.State(next)
 	return true
 }
 

@@ -20,6 +20,8 @@ type Node struct {
 	GPUs []GPU
 
 	index   map[string]int // GPU UUID to position in GPUs
+	runs    []run
+	simple  bool // takes instances only, and avoids none
 	refused map[types.UID]struct{}
 }
 
@@ -50,6 +52,40 @@ func (g *GPU) AvoidsShares() bool { return g.avoidsShares }
 // see Pool.Avoid.
 func (g *GPU) Avoided() []geometry.Placed { return g.avoided }
 
+// run is a range of neighbouring GPUs with one catalogue.
+type run struct {
+	catalogue *geometry.Catalogue
+	from, to  int // positions in GPUs; to is the first behind
+}
+
+// divide finds the runs.
+func (n *Node) divide() {
+	n.runs, n.simple = nil, true
+	for i := range n.GPUs {
+		g := &n.GPUs[i]
+		n.simple = n.simple && g.Shares == nil && len(g.avoided) == 0
+		if last := len(n.runs) - 1; last >= 0 && n.runs[last].catalogue == g.Catalogue {
+			n.runs[last].to++
+		} else {
+			n.runs = append(n.runs, run{g.Catalogue, i, i + 1})
+		}
+	}
+}
+
+// NewNode is a node with these GPUs, for fleets without a cluster. The error says
+// which UUID occurs twice.
+func NewNode(name string, gpus []GPU) (*Node, error) {
+	n := &Node{Name: name, GPUs: gpus, index: make(map[string]int, len(gpus)), refused: map[types.UID]struct{}{}}
+	for i := range gpus {
+		if _, twice := n.index[gpus[i].ID]; twice {
+			return nil, fmt.Errorf("building node %s: GPU %s occurs twice", name, gpus[i].ID)
+		}
+		n.index[gpus[i].ID] = i
+	}
+	n.divide()
+	return n, nil
+}
+
 // NodeOf reads a GPUNode. The error names the object and the field; such a node
 // offers nothing.
 func NodeOf(obj *v1alpha1.GPUNode, catalogues *Catalogues) (*Node, error) {
@@ -71,6 +107,7 @@ func NodeOf(obj *v1alpha1.GPUNode, catalogues *Catalogues) (*Node, error) {
 		n.index[g.ID] = len(n.GPUs)
 		n.GPUs = append(n.GPUs, g)
 	}
+	n.divide()
 	for _, p := range obj.Status.Pods {
 		if p.Phase == v1alpha1.PodRefused {
 			n.refused[p.UID] = struct{}{}
@@ -153,6 +190,7 @@ func (n *Node) avoiding(holders []*Holder) *Node {
 			}
 		}
 	}
+	out.divide()
 	return &out
 }
 

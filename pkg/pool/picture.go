@@ -220,7 +220,7 @@ func terminal(pod *v1.Pod) bool {
 
 // viewWith is the view in which exactly these holders are there.
 func viewWith(node *Node, holders []Holder) *View {
-	b := builder{node: node, state: node.idle().state()}
+	b := builder{node: node, state: node.blocked()}
 	for i := range holders {
 		b.add(holders[i].Spans)
 	}

@@ -448,6 +448,7 @@ func TestSearchFindsWhatExists(t *testing.T) {
 				}
 			}
 		}
+		v.hold(v.state())
 		p := pod("p")
 		for c := range 1 + rng.Intn(4) {
 			p.wants(fmt.Sprint("c", c), "gpu=1 gpumem="+sizes[rng.Intn(len(sizes))])

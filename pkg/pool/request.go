@@ -30,12 +30,14 @@ type Request struct {
 	Devices []geometry.Want // what each device must be as a MIG instance
 	Shares  []ShareWant     // what each device must be as a software share
 	Select  Selectors
+	Policy  Policy
 
 	// Containers lists for each container with devices, by name, the indexes
 	// into Devices in the order of the allocation.
 	Containers map[string][]int
 
-	joint []bool // by device: a container has it together with others
+	joint  []bool // by device: a container has it together with others
+	tables *tableCache
 }
 
 // InvalidError is a mistake in a pod. Its text names the field and the remedy.
@@ -96,6 +98,7 @@ func Parse(pod *v1.Pod, opts Options) (*Request, error) {
 		Pod:        types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name},
 		UID:        pod.UID,
 		Containers: map[string][]int{},
+		tables:     new(tableCache),
 	}
 	if err := r.parseMode(pod.Annotations[v1alpha1.AnnotationMode]); err != nil {
 		return nil, err

@@ -13,11 +13,6 @@ import (
 	"github.com/dynamig/dynamig/pkg/geometry"
 )
 
-// maxSteps bounds the search for several devices. Realistic mixes need a few
-// steps per device; beyond the bound the node counts as full, with a reason of its
-// own.
-const maxSteps = 20000
-
 // maxGroups bounds how many groups of devices may each have a mode of their own:
 // pods with more get one mode for all of them.
 const maxGroups = 4
@@ -45,7 +40,7 @@ func (v *View) search(r *Request) (best Plan, out outcome) {
 		}
 		s.any = modes
 		switch {
-		case s.place(0):
+		case s.run():
 			if plan := s.plan(); out != found || plan.Score < best.Score {
 				best, out = plan, found
 			}
@@ -127,6 +122,7 @@ type search struct {
 	scores []int64 // by device
 	dead   map[string]struct{}
 	steps  int
+	room   *room // for the search that knows instances only
 }
 
 func newSearch(v *View, r *Request, groups []int) *search {
@@ -177,6 +173,19 @@ func compareWants(a, b geometry.Want) int {
 		cmp.Compare(a.MemoryMiB, b.MemoryMiB), cmp.Compare(a.Cores, b.Cores), cmp.Compare(a.Profile, b.Profile))
 }
 
+// run searches. Where all devices are instances, and bound to no NUMA node, there is
+// a search that finds whatever exists in few steps.
+func (s *search) run() bool {
+	instances := !s.request.Select.NUMA && s.any == mig
+	for _, m := range s.modes {
+		instances = instances && m == mig
+	}
+	if instances {
+		return s.instances()
+	}
+	return s.place(0)
+}
+
 // place assigns the devices from position i of the order on.
 func (s *search) place(i int) bool {
 	if i == len(s.order) {
@@ -188,11 +197,11 @@ func (s *search) place(i int) bool {
 	}
 	device := s.order[i]
 	for _, c := range s.candidates(device) {
-		if s.steps++; s.exceeded() {
+		if s.steps += stepsOfTry; s.exceeded() {
 			return false
 		}
 		gpu := c.GPU
-		occupied, taken := s.occupied[gpu], s.taken[gpu]
+		occupied, taken, cut := s.occupied[gpu], s.taken[gpu], s.cut[gpu]
 		if !s.take(s.view.Node, c.Assigned) {
 			continue // not reached: only free places are candidates
 		}
@@ -206,7 +215,7 @@ func (s *search) place(i int) bool {
 		if s.place(i + 1) {
 			return true
 		}
-		s.occupied[gpu], s.taken[gpu], s.used = occupied, taken, used
+		s.occupied[gpu], s.taken[gpu], s.cut[gpu], s.used = occupied, taken, cut, used
 	}
 	s.dead[state] = struct{}{}
 	return false

@@ -47,6 +47,11 @@ func listOf(text string) []string {
 	return out
 }
 
+// acceptsAll reports whether no GPU is refused on its own.
+func (s *Selectors) acceptsAll() bool {
+	return len(s.UUIDs)+len(s.NoUUIDs)+len(s.Types)+len(s.NoTypes) == 0
+}
+
 // accept reports whether the pod accepts a GPU.
 func (s *Selectors) accept(g *GPU) bool {
 	switch {

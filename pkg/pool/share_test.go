@@ -293,6 +293,7 @@ func TestSearchAgainstBruteForce(t *testing.T) {
 				v.occupied[i] = v.Node.GPUs[i].Catalogue.Model().Block(v.occupied[i], geometry.Placement{Start: rng.Intn(8), Size: 1})
 			}
 		}
+		v.hold(v.state())
 		p := pod("p").annotated(v1alpha1.AnnotationNUMABind, fmt.Sprint(rng.Intn(3) == 0))
 		p.annotated(v1alpha1.AnnotationMode, []string{"", "", "mig", "hami-core"}[rng.Intn(4)])
 		for c := range 1 + rng.Intn(2) {

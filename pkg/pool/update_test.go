@@ -133,7 +133,8 @@ func TestASearchThatIsTooLongSaysSo(t *testing.T) {
 			}
 		}
 	}
-	p := pod("p").wants("c", "gpu=33 gpumem=9000") // 32 fit
+	v.hold(v.state())
+	p := pod("p").wants("c", "gpu=33 gpumem=9000").annotated(v1alpha1.AnnotationNUMABind, "true") // 32 fit
 	if got, want := fit(t, v, p), "node(s) took too many steps to search for 33 x 9000 MiB"; got != want {
 		t.Errorf("Fit = %s, want %s", got, want)
 	}

@@ -30,7 +30,7 @@ const (
 // instance in the way, a place that an agent has just refused, or pods in the way.
 func (v *View) explain(r *Request) *Verdict {
 	words := reasonsBy[v.considered(r)]
-	unavoided := &View{Node: v.Node, occupied: v.occupied, taken: v.taken, regardless: true}
+	unavoided := regardless(v.Node, v.state())
 	switch {
 	case !v.Node.bare().couldHold(r):
 		return &Verdict{Reason: words.never + describeAll(r)}

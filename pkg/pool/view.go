@@ -21,6 +21,7 @@ type View struct {
 
 	occupied []geometry.Occupancy // by position in Node.GPUs
 	taken    []Taken              // likewise, by software shares
+	cut      []geometry.State     // likewise, both as a state for instances: see stateOf
 
 	// contested is set when a nominated pod found no room: whoever is under test
 	// must yield to it.
@@ -64,7 +65,7 @@ func (s LedgerScope) includes(h *Holder) bool {
 // hypothetical (no nodeName), placed virtually after all others; bound with a
 // valid annotation; or without any, holding slots but no spans.
 func (l *Ledger) View(node *Node, pods iter.Seq[*v1.Pod], scope Scope, opts Options) *View {
-	b := builder{node: node, state: node.idle().state(), opts: opts}
+	b := builder{node: node, state: node.blocked(), opts: opts}
 	// The caller's iterator may take locks, such as the scheduling queue's, whose
 	// holders wait for this one: nothing foreign runs under it.
 	var there []*v1.Pod
@@ -181,7 +182,7 @@ func (b *builder) finish() *View {
 	for _, h := range b.holders {
 		b.add(h.spans)
 	}
-	v.occupied, v.taken = b.occupied, b.taken
+	v.hold(b.state)
 	return v
 }
 
@@ -193,13 +194,13 @@ func (b *builder) placeNominee(pod *v1.Pod) bool {
 		return true // it can never run here; it takes nothing
 	}
 	for _, spare := range []bool{false, true} {
-		beside := builder{node: b.node, state: state{slices.Clone(b.occupied), slices.Clone(b.taken)}}
+		beside := builder{node: b.node, state: b.clone()}
 		for _, h := range b.holders {
 			if !spare || h.priority >= priority(pod) {
 				beside.add(h.spans)
 			}
 		}
-		v := &View{Node: b.node, occupied: beside.occupied, taken: beside.taken}
+		v := newView(b.node, beside.state)
 		if plan, verdict := v.find(r); verdict == nil {
 			b.add(v.Holder(r, plan).Spans)
 			return true
@@ -218,18 +219,51 @@ func priority(pod *v1.Pod) int32 {
 // Occupied is the occupancy of the GPU at a position of Node.GPUs.
 func (v *View) Occupied(gpu int) geometry.Occupancy { return v.occupied[gpu] }
 
-// idle is the node without any pod.
-func (n *Node) idle() *View {
-	v := n.bare()
-	for i := range n.GPUs {
-		v.occupied[i] = n.GPUs[i].blocked
-	}
+// newView is a view of what is taken.
+func newView(node *Node, s state) *View {
+	v := &View{Node: node}
+	v.hold(s)
 	return v
 }
 
-// bare is the node without any pod and without instances of others.
-func (n *Node) bare() *View {
-	return &View{
-		Node: n, occupied: make([]geometry.Occupancy, len(n.GPUs)), taken: make([]Taken, len(n.GPUs)), regardless: true,
+// hold sets what is taken, while the view is built.
+func (v *View) hold(s state) {
+	v.occupied, v.taken, v.cut = s.occupied, s.taken, make([]geometry.State, len(s.occupied))
+	for i := range v.cut {
+		v.cut[i] = v.Node.stateOf(i, &s)
 	}
+}
+
+// stateOf is the state of a GPU for instances: Closed where it takes none.
+func (n *Node) stateOf(gpu int, s *state) geometry.State {
+	if !s.cuttable(n, gpu) {
+		return geometry.Closed
+	}
+	return n.GPUs[gpu].Catalogue.State(s.occupied[gpu])
+}
+
+// blocked is what others have taken.
+func (n *Node) blocked() state {
+	s := n.nothing()
+	for i := range n.GPUs {
+		s.occupied[i] = n.GPUs[i].blocked
+	}
+	return s
+}
+
+func (n *Node) nothing() state {
+	return state{occupied: make([]geometry.Occupancy, len(n.GPUs)), taken: make([]Taken, len(n.GPUs))}
+}
+
+// idle is the node without any pod.
+func (n *Node) idle() *View { return regardless(n, n.blocked()) }
+
+// bare is the node without any pod and without instances of others.
+func (n *Node) bare() *View { return regardless(n, n.nothing()) }
+
+// regardless is a view that answers what is possible.
+func regardless(n *Node, s state) *View {
+	v := newView(n, s)
+	v.regardless = true
+	return v
 }

@@ -136,7 +136,7 @@ func (l *Ledger) tenants(node *Node, pods []*v1.Pod) []*Tenant {
 // view is what a pod of some priority would find: everything that tenants hold but
 // those left out, and what pods nominated here may count on.
 func (f *Fleet) view(s *site, than int32, without func(*Tenant) bool) *View {
-	b := builder{node: s.node, state: s.node.idle().state(), opts: f.opts}
+	b := builder{node: s.node, state: s.node.blocked(), opts: f.opts}
 	for _, t := range s.tenants {
 		switch {
 		case without != nil && without(t):
@@ -161,7 +161,7 @@ func (v *View) with(p Plan) *View {
 		b.add([]Held{v.held(i, d)})
 	}
 	out := *v
-	out.occupied, out.taken = b.occupied, b.taken
+	out.hold(b.state)
 	return &out
 }
 

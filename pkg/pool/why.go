@@ -185,19 +185,14 @@ func (v *View) chosen(r *Request, i, gpu int, d v1alpha1.Device) (Assigned, bool
 	if d.MIG == nil {
 		return Assigned{}, false
 	}
-	found, ok := v.choiceAt(gpu, r.Devices[i], geometry.Placed{Profile: geometry.ProfileID(d.MIG.ProfileID), Start: int(d.MIG.Start)})
-	return Assigned{GPU: gpu, Choice: found}, ok
-}
-
-// choiceAt is the choice that would be made of a placement on one GPU.
-func (v *View) choiceAt(gpu int, want geometry.Want, at geometry.Placed) (found geometry.Choice, ok bool) {
-	v.Node.GPUs[gpu].Catalogue.Choices(v.occupied[gpu], want, func(c geometry.Choice) bool {
+	at := geometry.Placed{Profile: geometry.ProfileID(d.MIG.ProfileID), Start: int(d.MIG.Start)}
+	t := r.on(v.Node.GPUs[gpu].Catalogue).tables[i]
+	for _, c := range t.Choices(v.cut[gpu]) {
 		if c.Placed == at {
-			found, ok = c, true
+			return Assigned{GPU: gpu, Choice: c, cost: t.CostOf(v.cut[gpu], c)}, true
 		}
-		return !ok
-	})
-	return found, ok
+	}
+	return Assigned{}, false
 }
 
 // cost compares what still fits in two states of a GPU.

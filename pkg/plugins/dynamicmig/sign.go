@@ -19,6 +19,7 @@ type signature struct {
 	Devices    []geometry.Want
 	Shares     []pool.ShareWant
 	Select     pool.Selectors
+	Policy     pool.Policy
 	Containers map[string][]int // the grouping of devices
 }
 
@@ -35,6 +36,6 @@ func (pl *Plugin) SignPod(_ context.Context, pod *v1.Pod) ([]fwk.SignFragment, *
 	}
 	return []fwk.SignFragment{{Key: Name, Value: signature{
 		MIG: request.MIG, Share: request.Share, Devices: request.Devices, Shares: request.Shares,
-		Select: request.Select, Containers: request.Containers,
+		Select: request.Select, Policy: request.Policy, Containers: request.Containers,
 	}}}, nil
 }

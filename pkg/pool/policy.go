@@ -1,0 +1,102 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import "github.com/dynamig/dynamig/pkg/geometry"
+
+// Policy says where a pod's devices should be. The zero Policy leaves both to the
+// score, which packs best; see geometry.ByScore.
+type Policy struct {
+	// Node prefers the node with the least (Binpack) or the most (Spread) left on
+	// its GPUs, before the pod.
+	Node geometry.Policy
+	// GPU prefers, on a node, the GPU with the least or the most left, before the
+	// device.
+	GPU geometry.Policy
+}
+
+// Weights of the bands: each is larger than any sum of what stands below it, for
+// as many devices as a node can have. Above them is geometry.OversizeCost.
+const (
+	modeWeight = int64(1) << 48
+	leftWeight = int64(1) << 39 // of a 256th of a node; larger than the average cost of a device
+)
+
+// score of one choice for a device on its own. A software share is always exact:
+// its score is the memory that it leaves on the GPU, so that shares fill GPUs up
+// unless the policy is to spread them.
+func (v *View) score(r *Request, device int, a *Assigned, t Taken) int64 {
+	g := &v.Node.GPUs[a.GPU]
+	if !a.IsShare() {
+		return r.on(g.Catalogue).bands[device] + a.cost
+	}
+	score, left := int64(0), g.Shares.MemoryMiB-t.MemoryMiB-a.Share.MemoryMiB
+	if r.MIG && r.Share {
+		score = modeWeight
+	}
+	if r.Policy.GPU == geometry.Spread {
+		return score - left
+	}
+	return score + left
+}
+
+// band is how little an instance suits a device whose pod names no mode, beside
+// the 1 of a software share: not at all, 0, where the request fills half or more of
+// the smallest adequate one; else 2, and also for a container with several devices,
+// since one CUDA process sees one MIG device.
+func (r *Request) band(device int, c *geometry.Catalogue, t *geometry.Table) int64 {
+	if !r.MIG || !r.Share || !r.joint[device] && fillsHalf(r.Devices[device], c.Model(), t) {
+		return 0
+	}
+	return 2 * modeWeight
+}
+
+// fillsHalf reports whether a want uses half or more of the smallest adequate
+// instance, by what it asks for.
+func fillsHalf(w geometry.Want, m *geometry.Model, t *geometry.Table) bool {
+	p, memoryMiB, ok := t.Exact()
+	switch {
+	case !ok, w.Full, w.Profile != "":
+		return true
+	case w.MemoryMiB > 0:
+		return 2*w.MemoryMiB >= memoryMiB
+	case w.Percent > 0:
+		return 2*w.Percent*m.MemorySlices() >= 100*p.Size
+	default:
+		return 2*w.Cores*m.ComputeSlices() >= 100*p.ComputeSlices
+	}
+}
+
+// total is the score of a plan from the sum of its devices' scores. With a policy
+// for nodes, what is left of the node comes after the bands and before all else.
+func (v *View) total(r *Request, sum int64) int64 {
+	if r.Policy.Node == geometry.ByScore {
+		return sum
+	}
+	bands := (sum + modeWeight/2) / modeWeight * modeWeight
+	average := (sum - bands) / int64(len(r.Devices))
+	left := v.left() * leftWeight
+	if r.Policy.Node == geometry.Spread {
+		left = -left
+	}
+	return bands + left + average
+}
+
+// left is the part of the node's GPUs that is free, in 256ths.
+func (v *View) left() int64 {
+	free, gpus := int64(0), int64(0)
+	for i := range v.Node.GPUs {
+		switch g := &v.Node.GPUs[i]; {
+		case g.Offered:
+			m := g.Catalogue.Model()
+			free += int64(256 * m.FreeSlices(v.occupied[i]) / m.MemorySlices())
+		case g.Shares != nil:
+			free += 256 * (g.Shares.MemoryMiB - v.taken[i].MemoryMiB) / max(g.Shares.MemoryMiB, 1)
+		default:
+			continue
+		}
+		gpus++
+	}
+	return free / max(gpus, 1)
+}
