@@ -26,6 +26,7 @@ import (
 	"github.com/dynamig/dynamig/pkg/cdi"
 	"github.com/dynamig/dynamig/pkg/deviceplugin"
 	"github.com/dynamig/dynamig/pkg/generated/clientset/versioned"
+	"github.com/dynamig/dynamig/pkg/hamicore"
 )
 
 func main() {
@@ -92,7 +93,8 @@ func newAgent(o *options) (*agent.Agent, error) {
 	return agent.New(agent.Config{
 		Node: o.nodeName, StateDir: o.stateDir, DeviceConfig: o.deviceConfig, NodeConfig: o.nodeConfig,
 		Open: o.open, Nodes: o.capabilities(), Openers: agent.Openers(o.procDir),
-		Client: client, GPUNodes: gpuNodes.DynamigV1alpha1(),
+		HAMiCore: hamicore.Dir{Path: o.hamiCoreDir, Lock: o.hamiCoreLock},
+		Client:   client, GPUNodes: gpuNodes.DynamigV1alpha1(),
 	})
 }
 

@@ -34,6 +34,8 @@ type options struct {
 	kubeletDir   string
 	cdiDir       string
 	procDir      string
+	hamiCoreDir  string
+	hamiCoreLock string
 }
 
 // Values of --driver.
@@ -58,6 +60,8 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root `directory`")
 	flags.StringVar(&o.cdiDir, "cdi-dir", cdi.DefaultPath, "`directory` of CDI files that the container runtime reads")
 	flags.StringVar(&o.procDir, "proc-dir", "/proc", "proc file system that shows all processes of the node, a `directory`")
+	flags.StringVar(&o.hamiCoreDir, "hami-core-dir", "/usr/local/vgpu", "`directory` of the host with HAMi-core's libvgpu.so, for GPUs in mode hami-core; the agent must see it under the same path and may write there")
+	flags.StringVar(&o.hamiCoreLock, "hami-core-lock-dir", "/tmp/vgpulock", "`directory` of the host for the lock that all processes with HAMi-core share")
 	addVerbosity(flags)
 	if err := flags.Parse(args); err != nil {
 		return o, err

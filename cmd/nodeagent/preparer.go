@@ -9,6 +9,7 @@ import (
 	"github.com/dynamig/dynamig/pkg/agent"
 	"github.com/dynamig/dynamig/pkg/cdi"
 	"github.com/dynamig/dynamig/pkg/deviceplugin"
+	"github.com/dynamig/dynamig/pkg/hamicore"
 	"github.com/dynamig/dynamig/pkg/nvml"
 )
 
@@ -25,9 +26,22 @@ func (p preparer) Prepare(ctx context.Context, c deviceplugin.Container) ([]devi
 	}
 	out := make([]deviceplugin.Device, len(devices))
 	for i, d := range devices {
-		out[i] = deviceplugin.Device{Key: d.Key, Edits: cdi.Edits{DeviceNodes: edits(d.Nodes)}}
+		out[i] = deviceplugin.Device{Key: d.Key, Edits: cdi.Edits{DeviceNodes: edits(d.Nodes), Env: d.Env, Mounts: mounts(d.Mounts)}}
 	}
 	return out, nil
+}
+
+// mounts gives files and directories of the host to a container.
+func mounts(list []hamicore.Mount) []cdi.Mount {
+	var out []cdi.Mount
+	for _, m := range list {
+		options := []string{"rw", "nosuid", "nodev", "bind"}
+		if m.ReadOnly {
+			options[0] = "ro"
+		}
+		out = append(out, cdi.Mount{HostPath: m.HostPath, ContainerPath: m.ContainerPath, Options: options})
+	}
+	return out
 }
 
 // edits gives device nodes to a container, which needs not make any itself.

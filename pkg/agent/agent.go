@@ -18,13 +18,15 @@ import (
 
 	"github.com/dynamig/dynamig/pkg/config"
 	typed "github.com/dynamig/dynamig/pkg/generated/clientset/versioned/typed/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/hamicore"
 	"github.com/dynamig/dynamig/pkg/nvml"
 )
 
 // Nodes finds the device nodes of an instance that exists, in the order GPU, GPU
-// instance, compute instance (nvml.Capabilities).
+// instance, compute instance, and that of a whole GPU (nvml.Capabilities).
 type Nodes interface {
 	InstanceNodes(gpuMinor, gi, ci int) ([]nvml.DeviceNode, error)
+	GPUNode(gpuMinor int) (nvml.DeviceNode, error)
 }
 
 // Slots is kubelet's side of the node: how many devices it may give to pods, and
@@ -47,6 +49,8 @@ type Config struct {
 	Open    func() (nvml.Driver, error) // opens an NVML session, also after one was lost
 	Nodes   Nodes
 	Openers func([]DeviceNumber) ([]int, error) // processes that hold devices open; see Openers
+
+	HAMiCore hamicore.Dir // the library for software shares; the zero value is none
 
 	Client   kubernetes.Interface
 	GPUNodes typed.GPUNodesGetter
@@ -189,6 +193,10 @@ func (a *Agent) Run(ctx context.Context, slots Slots) error {
 	})
 	g.Go(func() error {
 		a.reportAll(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		a.watchLibrary(ctx)
 		return nil
 	})
 	if files := a.configFiles(); len(files) > 0 {

@@ -477,7 +477,7 @@ func TestAllocationsThatCannotBeAreRefused(t *testing.T) {
 		}},
 		{name: "off the grid", want: "profile 2g.10gb has no placement at 1", devices: func(b *bench) []v1alpha1.Device { return b.on(0, "2g.10gb@1") }},
 		{name: "overlap in itself", want: "overlaps another", devices: func(b *bench) []v1alpha1.Device { return b.on(0, "2g.10gb@0", "1g.5gb@1") }},
-		{name: "software share", want: "is a software share", devices: func(b *bench) []v1alpha1.Device {
+		{name: "software share", want: "takes no software shares", devices: func(b *bench) []v1alpha1.Device {
 			return []v1alpha1.Device{{GPU: b.gpus[0], Share: &v1alpha1.Share{MemoryMiB: 1}}}
 		}},
 		{name: "of another node", want: "node is other, want node1; delete the pod", mutate: func(p *v1.Pod) {

@@ -38,6 +38,7 @@ func (f *findings) conditions() []metav1.Condition {
 		{v1alpha1.ConditionConfigMismatch, "Mismatch", f.mismatches()},
 		{v1alpha1.ConditionForeignInstances, "Found", f.foreign()},
 		{v1alpha1.ConditionJournalLost, "Rebuilt", f.lostJournal()},
+		{v1alpha1.ConditionLibraryUnusable, "Unusable", f.libraryTrouble()},
 		{v1alpha1.ConditionModePending, "Pending", f.modesPending()},
 	} {
 		condition := metav1.Condition{Type: c.kind, Status: metav1.ConditionFalse, Reason: reasonNone}
@@ -72,12 +73,12 @@ func (f *findings) readiness() metav1.Condition {
 	case !inv.configured:
 		condition.Reason, condition.Message = reasonNotConfigured, "nodeconfig has no entry for this node, so it offers nothing; add one to the node configuration."
 	case len(inv.gpus) == 0:
-		condition.Reason, condition.Message = reasonNoGPUs, "The node has no GPU that can do MIG and that filterdevices leaves to the agent."
+		condition.Reason, condition.Message = reasonNoGPUs, "The node has no GPU that can be used in the mode wanted and that filterdevices leaves to the agent."
 	case offered == 0:
 		condition.Reason, condition.Message = reasonNotOffered, strings.Join(whys, "\n")
 	default:
 		condition.Status, condition.Reason = metav1.ConditionTrue, reasonOffering
-		condition.Message = strings.Join(append([]string{fmt.Sprintf("%d of %d GPUs take new instances.", offered, len(inv.gpus))}, whys...), "\n")
+		condition.Message = strings.Join(append([]string{fmt.Sprintf("%d of %d GPUs take new work.", offered, len(inv.gpus))}, whys...), "\n")
 	}
 	return condition
 }

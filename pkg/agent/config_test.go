@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -42,16 +43,16 @@ func TestNodeWithoutEntryOffersNothing(t *testing.T) {
 	})
 }
 
-func TestHAMiCoreGPUsAreShownAndNotOffered(t *testing.T) {
+func TestGPUsThatWaitForAResetAreShownAndNotOffered(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		b.reconfigure(`{"nodeconfig": [{"name": "node1", "operatingmode": "hami-core"}]}`)
 		s := b.status()
 		for _, gpu := range s.GPUs {
-			if gpu.Mode.Wanted != v1alpha1.ModeHAMiCore || gpu.Reason != "mode hami-core is not supported yet, so the GPU is not offered; set operatingmode to mig" {
+			if gpu.Mode.Wanted != v1alpha1.ModeHAMiCore || !gpu.Mode.Pending || !strings.Contains(gpu.Reason, "an Ampere GPU needs a reset to turn it off") {
 				t.Errorf("GPU %d is in mode %+v: %s", gpu.Index, gpu.Mode, gpu.Reason)
 			}
 		}
-		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "False NotOffered: GPU 0: mode hami-core is not supported yet")
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "False NotOffered: GPU 0: MIG mode is on")
 		if got := b.slots.has(); got != 0 {
 			t.Errorf("capacity is %d, want 0", got)
 		}

@@ -77,12 +77,33 @@ func (e *events) prepared(o *owner, g *grounds) {
 			notes = append(notes, note)
 		}
 	}
-	noun := "instances"
-	if len(devices) == 1 {
-		noun = "instance"
+	noun := "MIG instance"
+	for _, d := range o.shares {
+		noun = "software share"
+		devices = append(devices, g.describeShare(d))
 	}
-	message := fmt.Sprintf("Prepared %d MIG %s in %.1f s: %s", len(devices), noun, time.Since(o.since).Seconds(), strings.Join(devices, ", "))
+	if len(devices) != 1 {
+		noun += "s"
+	}
+	if len(o.spans) > 0 && len(o.shares) > 0 {
+		noun = "devices"
+	}
+	message := fmt.Sprintf("Prepared %d %s in %.1f s: %s", len(devices), noun, time.Since(o.since).Seconds(), strings.Join(devices, ", "))
 	e.recorder.Event(o.reference(), v1.EventTypeNormal, reasonPrepared, shorten(message+strings.Join(notes, "")))
+}
+
+// describeShare names a share for people: "8000 MiB, 30% of the cores of GPU 0".
+func (g *grounds) describeShare(d v1alpha1.Device) string {
+	gpu := d.GPU
+	if g != nil {
+		if found := g.hardware.GPU(d.GPU); found != nil {
+			gpu = fmt.Sprint(found.Index)
+		}
+	}
+	if d.Share.Cores == 0 {
+		return fmt.Sprintf("%d MiB of GPU %s", d.Share.MemoryMiB, gpu)
+	}
+	return fmt.Sprintf("%d MiB, %d%% of the cores of GPU %s", d.Share.MemoryMiB, d.Share.Cores, gpu)
 }
 
 // shortfall says how much less memory an instance has than was promised; empty

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/config"
 )
 
 // grounds is the hardware that allocations are judged against: all profiles that
@@ -16,6 +17,8 @@ type grounds struct {
 	hardware v1alpha1.GPUNodeStatus // gpus and models only
 	excluded map[string]string      // by UUID: why nothing can be had of a GPU of this node
 	unread   map[string]bool        // by UUID: profiles are not known yet
+	minors   map[string]int         // by UUID: of the GPUs' device nodes
+	device   *config.Device         // settings of software shares
 }
 
 // judge says why an allocation can never be had here; errWait when that cannot be
@@ -24,12 +27,8 @@ func (g *grounds) judge(a *v1alpha1.Allocation) error {
 	if g == nil {
 		return errWait
 	}
-	for name, devices := range a.Containers {
-		for i, d := range devices {
-			if d.Share != nil {
-				return fmt.Errorf("containers[%s][%d] is a software share, and mode %s is not supported yet; "+
-					"annotate the pod with %s: %s", name, i, v1alpha1.ModeHAMiCore, v1alpha1.AnnotationMode, v1alpha1.ModeMIG)
-			}
+	for _, devices := range a.Containers {
+		for _, d := range devices {
 			if why, ok := g.excluded[d.GPU]; ok {
 				return fmt.Errorf("GPU %s: %s", d.GPU, why)
 			}
@@ -42,13 +41,18 @@ func (g *grounds) judge(a *v1alpha1.Allocation) error {
 }
 
 // excludes says why placements cannot be had any more, empty when they can. Pods that were prepared before the configuration changed are not refused.
-func (g *grounds) excludes(spans []v1alpha1.Span) string {
+func (g *grounds) excludes(o *owner) string {
 	if g == nil {
 		return ""
 	}
-	for _, span := range spans {
+	for _, span := range o.spans {
 		if why, ok := g.excluded[span.GPU]; ok {
 			return fmt.Sprintf("GPU %s: %s", span.GPU, why)
+		}
+	}
+	for _, d := range o.shares {
+		if why, ok := g.excluded[d.GPU]; ok {
+			return fmt.Sprintf("GPU %s: %s", d.GPU, why)
 		}
 	}
 	return ""

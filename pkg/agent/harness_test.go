@@ -25,6 +25,7 @@ import (
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	gpunodefake "github.com/dynamig/dynamig/pkg/generated/clientset/versioned/fake"
+	"github.com/dynamig/dynamig/pkg/hamicore"
 	"github.com/dynamig/dynamig/pkg/nvml"
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
 )
@@ -69,6 +70,8 @@ type bench struct {
 	wrap   func(nvml.Driver) nvml.Driver // around each session; nil = none
 	opener atomic.Int64                  // process that has every device open; 0 = none
 	timing Timing
+
+	library hamicore.Dir // for software shares; zero = none
 
 	agent  *Agent
 	reload func() // the configuration files have changed
@@ -143,7 +146,7 @@ func (b *bench) start() {
 			}
 			return driver, nil
 		},
-		Nodes: nvml.Capabilities{Root: b.root}, Openers: b.open,
+		Nodes: nvml.Capabilities{Root: b.root}, Openers: b.open, HAMiCore: b.library,
 		Client: b.client, GPUNodes: b.gpuNodes.DynamigV1alpha1(), Timing: b.timing,
 	})
 	if err != nil {

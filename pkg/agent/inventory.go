@@ -30,6 +30,8 @@ type inventory struct {
 	models        []v1alpha1.GPUModel // by name
 	catalogues    map[string]*geometry.Catalogue
 	mismatches    []string // of configuration and hardware, sentences
+	library       string   // why no software share can be had; empty when it can
+	device        *config.Device
 }
 
 // managedGPU is a GPU that the agent may touch. Its model is in models, unless its
@@ -38,6 +40,7 @@ type managedGPU struct {
 	nvml.GPU
 	wanted string // mode
 	worker *worker
+	shares *v1alpha1.ShareCapacity // what it would offer in mode hami-core
 }
 
 // manage keeps a worker for each GPU that the configuration lets us touch, until
@@ -127,7 +130,7 @@ func (a *Agent) arrange(ctx context.Context) error {
 		return nil // nothing may be touched before it is known what is excluded
 	}
 	var gpus []nvml.GPU
-	inv := &inventory{generation: settings.generation, catalogues: map[string]*geometry.Catalogue{}}
+	inv := &inventory{generation: settings.generation, catalogues: map[string]*geometry.Catalogue{}, library: a.checkLibrary()}
 	_, err := a.session.use(func(d nvml.Driver) (err error) {
 		if inv.driverVersion, err = d.DriverVersion(); err != nil {
 			return err
@@ -170,11 +173,9 @@ func (a *Agent) employ(ctx context.Context, inv *inventory, gpus []nvml.GPU, ent
 			excluded[string(gpu.ID)] = "nodeconfig has no entry for this node"
 		case !managed:
 			excluded[string(gpu.ID)] = "filterdevices excludes the GPU"
-		case !gpu.MIGCapable:
+		case !gpu.MIGCapable && mode == v1alpha1.ModeMIG:
 			excluded[string(gpu.ID)] = "the GPU cannot do MIG"
-			if mode == v1alpha1.ModeMIG {
-				inv.mismatches = append(inv.mismatches, fmt.Sprintf("GPU %d (%s) is to be used in mode mig, which it cannot do; it is not offered.", gpu.Index, gpu.Name))
-			}
+			inv.mismatches = append(inv.mismatches, fmt.Sprintf("GPU %d (%s) is to be used in mode mig, which it cannot do; it is not offered.", gpu.Index, gpu.Name))
 		default:
 			w := a.workerFor(ctx, gpu, mode, newSession)
 			inv.gpus = append(inv.gpus, managedGPU{GPU: gpu, wanted: mode, worker: w})
@@ -224,9 +225,13 @@ func (a *Agent) workerFor(ctx context.Context, gpu nvml.GPU, mode string, newSes
 // resolve narrows the hardware down to what the configuration offers.
 func (inv *inventory) resolve(s *settings, entry config.NodeEntry) {
 	device := s.device.With(entry)
+	inv.device = device
+	for i := range inv.gpus {
+		inv.gpus[i].shares = sharesOf(&inv.gpus[i], device)
+	}
 	for _, gpu := range inv.gpus {
 		view := gpu.worker.view()
-		if view.model == nil || inv.catalogues[gpu.Name] != nil {
+		if view.model == nil || len(view.model.Profiles()) == 0 || inv.catalogues[gpu.Name] != nil {
 			continue
 		}
 		model, sentences := device.Catalogue(gpu.Name, profilesOf(view.model), gridOf(view.model))
@@ -247,16 +252,22 @@ func (inv *inventory) resolve(s *settings, entry config.NodeEntry) {
 
 // grounds are what allocations are judged against.
 func (inv *inventory) grounds(excluded map[string]string) *grounds {
-	g := &grounds{excluded: excluded, unread: map[string]bool{}}
-	for _, gpu := range inv.gpus {
+	g := &grounds{excluded: excluded, unread: map[string]bool{}, minors: map[string]int{}, device: inv.device}
+	for i := range inv.gpus {
+		gpu := &inv.gpus[i]
 		view := gpu.worker.view()
+		g.minors[string(gpu.ID)] = gpu.Minor
 		if view.model == nil {
 			g.unread[string(gpu.ID)] = true
 			continue
 		}
 		// Models by GPU: what configuration shares by name is judged one by one.
 		name := string(gpu.ID)
-		g.hardware.GPUs = append(g.hardware.GPUs, v1alpha1.GPU{UUID: string(gpu.ID), Index: int32(gpu.Index), Model: name})
+		hardware := v1alpha1.GPU{UUID: string(gpu.ID), Index: int32(gpu.Index), Model: name}
+		if gpu.wanted == v1alpha1.ModeHAMiCore && !view.mode.Current && inv.library == "" {
+			hardware.Shares = gpu.shares
+		}
+		g.hardware.GPUs = append(g.hardware.GPUs, hardware)
 		g.hardware.Models = append(g.hardware.Models, v1alpha1.GPUModel{
 			Model: name, Grid: gridOf(view.model), Profiles: profilesOf(view.model),
 		})
@@ -284,13 +295,13 @@ func profilesOf(m *geometry.Model) []v1alpha1.Profile {
 	return out
 }
 
-// offers reports whether a GPU takes new instances, and why not.
+// offers reports whether a GPU takes new work in its wanted mode, and why not.
 func (inv *inventory) offers(gpu *managedGPU, view *state) (ok bool, why string) {
 	switch {
 	case view.unhealthy != "":
 		return false, view.unhealthy
-	case gpu.wanted != v1alpha1.ModeMIG:
-		return false, fmt.Sprintf("mode %s is not supported yet, so the GPU is not offered; set operatingmode to %s", gpu.wanted, v1alpha1.ModeMIG)
+	case gpu.wanted == v1alpha1.ModeHAMiCore:
+		return inv.offersShares(gpu, view)
 	case view.modeWhy != "":
 		return false, view.modeWhy
 	case view.mode.Current && view.mode.Pending:

@@ -42,6 +42,10 @@ func (w *worker) look(ctx context.Context) {
 
 // read reads profiles, mode and instances, and turns MIG mode on where it should be.
 func (w *worker) read(ctx context.Context) error {
+	gpu, wanted := w.facts()
+	if !gpu.MIGCapable {
+		return w.readPlain(ctx, gpu)
+	}
 	if w.model == nil || w.reread {
 		if err := w.readProfiles(ctx); err != nil {
 			return err
@@ -51,12 +55,31 @@ func (w *worker) read(ctx context.Context) error {
 		return err
 	}
 	w.modeWhy = ""
-	if _, wanted := w.facts(); wanted == v1alpha1.ModeMIG && !w.mode.Current {
+	if wanted == v1alpha1.ModeMIG && !w.mode.Current {
 		if err := w.turnOn(ctx); err != nil {
 			w.modeWhy = err.Error()
 		}
 	}
-	return w.list(ctx)
+	if err := w.list(ctx); err != nil {
+		return err
+	}
+	if wanted == v1alpha1.ModeHAMiCore && w.mode.Current {
+		if err := w.turnOff(ctx); err != nil {
+			w.modeWhy = err.Error()
+		}
+	}
+	return nil
+}
+
+// readPlain is read for a GPU that cannot do MIG: the driver must still know it.
+func (w *worker) readPlain(ctx context.Context, gpu nvml.GPU) error {
+	if w.model == nil || w.reread {
+		w.model, w.reread = nothingToCut(gpu.Name), false
+	}
+	return w.call(ctx, "listing processes", func(d nvml.Driver) error {
+		_, err := d.Processes(w.id, nvml.WholeGPU)
+		return err
+	})
 }
 
 func (w *worker) readProfiles(ctx context.Context) error {
@@ -88,6 +111,9 @@ func (w *worker) readMode(ctx context.Context) error {
 // while anybody uses the GPU.
 func (w *worker) turnOn(ctx context.Context) error {
 	gpu, _ := w.facts()
+	if w.owners.holdsShares(string(w.id)) {
+		return fmt.Errorf("MIG mode is turned on when the pods that share GPU %d have ended", gpu.Index)
+	}
 	if gpu.Architecture == nvml.Ampere {
 		return fmt.Errorf("MIG mode is off, and an Ampere GPU needs a reset to turn it on; stop what uses GPU %d, run nvidia-smi -i %d -mig 1 and reset it or reboot",
 			gpu.Index, gpu.Index)
@@ -102,6 +128,30 @@ func (w *worker) turnOn(ctx context.Context) error {
 		return err
 	}
 	klog.FromContext(ctx).V(2).Info("Turned MIG mode on")
+	return w.readMode(ctx)
+}
+
+// turnOff turns MIG mode off once no instance is left: those of ours that nobody
+// owns are destroyed first (situation.retire), others are waited for.
+func (w *worker) turnOff(ctx context.Context) error {
+	gpu, _ := w.facts()
+	if n := len(w.hardware); n > 0 || len(w.owners.wants(string(w.id))) > 0 {
+		return fmt.Errorf("MIG mode is turned off when the MIG instances of GPU %d are gone (%d are left)", gpu.Index, n)
+	}
+	if gpu.Architecture == nvml.Ampere {
+		return fmt.Errorf("MIG mode is on, and an Ampere GPU needs a reset to turn it off; stop what uses GPU %d, run nvidia-smi -i %d -mig 0 and reset it or reboot",
+			gpu.Index, gpu.Index)
+	}
+	err := w.call(ctx, "turning MIG mode off", func(d nvml.Driver) error { return d.SetMIGMode(w.id, false) })
+	switch {
+	case errors.Is(err, nvml.ErrInUse):
+		return fmt.Errorf("MIG mode is on and cannot be turned off while GPU %d is in use; stop what uses it", gpu.Index)
+	case errors.Is(err, nvml.ErrResetRequired):
+		return fmt.Errorf("MIG mode is stored as off and waits for a reset of GPU %d; reset it or reboot the node", gpu.Index)
+	case err != nil:
+		return err
+	}
+	klog.FromContext(ctx).V(2).Info("Turned MIG mode off")
 	return w.readMode(ctx)
 }
 

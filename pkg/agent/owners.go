@@ -46,8 +46,9 @@ type owner struct {
 	since      time.Time // when it was seen first
 	seen       int       // which owner it was to be seen, from 1
 	allocation v1alpha1.Allocation
-	spans      []v1alpha1.Span // by GPU and start
-	order      int             // which owner it was to be admitted, from 1; 0 = not yet
+	spans      []v1alpha1.Span   // by GPU and start
+	shares     []v1alpha1.Device // by id
+	order      int               // which owner it was to be admitted, from 1; 0 = not yet
 	made       map[v1alpha1.Span]made
 	trouble    map[v1alpha1.Span]trouble
 	unplaced   string          // why Prepare refuses a pod without an annotation
@@ -103,7 +104,7 @@ func (s *owners) add(r podRecord) *owner {
 }
 
 func (o *owner) place(a v1alpha1.Allocation) {
-	o.allocation, o.spans = a, a.Spans()
+	o.allocation, o.spans, o.shares = a, a.Spans(), a.Shares()
 	slices.SortFunc(o.spans, compareSpans)
 }
 
@@ -358,8 +359,15 @@ func (s *owners) admit(o *owner) {
 		s.contest(o, fmt.Sprintf("%s is held by pod %s/%s, which came first", s.grounds.describe(span), other.Namespace, other.Name))
 		return
 	}
+	if why, ok := s.crowded(o); ok {
+		s.contest(o, why)
+		return
+	}
 	s.admitted++
 	o.order, o.contested = s.admitted, ""
+	if len(o.spans) == 0 {
+		s.tell(o) // nobody creates anything for it
+	}
 }
 
 // grace is how long a pod may wait for another to be gone that has its placement.

@@ -183,8 +183,9 @@ type ownerView struct {
 	uid    types.UID
 	phase  v1alpha1.PodPhase // empty when it was not placed
 	reason string
-	slots  int             // that kubelet has given to it
-	spans  []v1alpha1.Span // that it holds
+	slots  int               // that kubelet has given to it
+	spans  []v1alpha1.Span   // that it holds
+	shares []v1alpha1.Device // likewise
 }
 
 // view lists all owners by UID.
@@ -193,7 +194,7 @@ func (s *owners) view() []ownerView {
 	defer s.mu.Unlock()
 	out := make([]ownerView, 0, len(s.pods))
 	for uid, o := range s.pods {
-		v := ownerView{uid: uid, slots: len(o.spans)}
+		v := ownerView{uid: uid, slots: len(o.spans) + len(o.shares)}
 		if o.pod != nil {
 			v.slots = slotsOf(o.pod)
 		}
@@ -201,7 +202,7 @@ func (s *owners) view() []ownerView {
 			v.phase, v.reason = o.phase(), o.reason()
 		}
 		if o.holds() {
-			v.spans = o.spans
+			v.spans, v.shares = o.spans, o.shares
 		}
 		out = append(out, v)
 	}

@@ -75,8 +75,13 @@ func compactContainers(in []v1.Container) []v1.Container {
 	out := make([]v1.Container, len(in))
 	for i := range in {
 		out[i].Name, out[i].RestartPolicy = in[i].Name, in[i].RestartPolicy
-		if count, ok := in[i].Resources.Limits[v1alpha1.ResourceGPU]; ok {
-			out[i].Resources.Limits = v1.ResourceList{v1alpha1.ResourceGPU: count}
+		if limit(&in[i]) > 0 {
+			out[i].Resources.Limits = in[i].Resources.Limits // priority may have any name
+			for _, e := range in[i].Env {
+				if slices.Contains(librarySettings, e.Name) {
+					out[i].Env = append(out[i].Env, e)
+				}
+			}
 		}
 	}
 	return out

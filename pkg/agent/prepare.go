@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/hamicore"
 	"github.com/dynamig/dynamig/pkg/nvml"
 )
 
@@ -23,10 +24,14 @@ type Container struct {
 	Name      string
 }
 
-// Device is what a container needs of one MIG instance.
+// Device is what a container needs of one MIG instance or software share.
 type Device struct {
-	Key   string            // <gpu uuid>/<profile id>/<start>, for as long as the pod lives
-	Nodes []nvml.DeviceNode // GPU, GPU instance, compute instance
+	// Key is <gpu uuid>/<profile id>/<start> or <gpu uuid>/share/<id>, for as long as
+	// the pod lives.
+	Key    string
+	Nodes  []nvml.DeviceNode // GPU, GPU instance, compute instance; of a share the GPU
+	Env    []string          // NAME=value; of a share
+	Mounts []hamicore.Mount  // of a share
 }
 
 // patience is how long Prepare waits before it returns the reason why a pod fails. It is well within kubelet's 30 s, and work goes on after it.
@@ -67,6 +72,13 @@ func (a *Agent) devices(c Container, impatient bool) ([]Device, <-chan struct{},
 	}
 	out := make([]Device, len(p.devices))
 	for i, d := range p.devices {
+		if d.share != nil {
+			var err error
+			if out[i], err = a.shareDevice(d.share); err != nil {
+				return nil, nil, fmt.Errorf("preparing the share of GPU %s: %w", d.share.device.GPU, err)
+			}
+			continue
+		}
 		nodes, err := a.nodesOf(d.made)
 		if err != nil && impatient {
 			return nil, nil, fmt.Errorf("checking the device nodes of %s: %w", d.text, err)
@@ -105,6 +117,8 @@ type preparedDevice struct {
 	span v1alpha1.Span
 	made made
 	text string // for people
+
+	share *preparedShare // nil for an instance
 }
 
 // preparation looks a container's devices up. The channel is closed with the next
@@ -135,7 +149,7 @@ func (s *owners) prepare(c Container) preparation {
 		return preparation{err: fmt.Errorf("annotation %s has no container %s; delete the pod to have it placed anew",
 			v1alpha1.AnnotationAllocation, c.Name)}
 	}
-	switch phase, why := o.phase(), s.grounds.excludes(o.spans); {
+	switch phase, why := o.phase(), s.grounds.excludes(o); {
 	case phase == v1alpha1.PodPrepared:
 	case why != "":
 		return preparation{wait: true, fails: true, err: errors.New(why)}
@@ -146,6 +160,17 @@ func (s *owners) prepare(c Container) preparation {
 	}
 	p := preparation{devices: make([]preparedDevice, len(devices))}
 	for i, d := range devices {
+		if d.Share != nil {
+			if o.pod == nil {
+				return preparation{wait: true, err: errors.New("the pod has not been seen in the API server yet")}
+			}
+			share, err := s.grounds.shareOf(o, c.Name, d)
+			if err != nil {
+				return preparation{err: err}
+			}
+			p.devices[i] = preparedDevice{share: share}
+			continue
+		}
 		span := spanOf(d)
 		p.devices[i] = preparedDevice{span: span, made: o.made[span], text: s.grounds.describe(span)}
 	}

@@ -49,7 +49,7 @@ func (f *findings) status() v1alpha1.GPUNodeStatus {
 	if inv := f.inventory; inv != nil {
 		s.DriverVersion, s.ConfigGeneration = inv.driverVersion, inv.generation
 		for i := range inv.gpus {
-			if inv.catalogues[inv.gpus[i].Name] != nil {
+			if inv.catalogues[inv.gpus[i].Name] != nil || inv.gpus[i].wanted == v1alpha1.ModeHAMiCore && f.states[i].model != nil {
 				s.GPUs = append(s.GPUs, f.gpu(&inv.gpus[i], &f.states[i]))
 			}
 		}
@@ -69,8 +69,12 @@ func (f *findings) gpu(gpu *managedGPU, view *state) v1alpha1.GPU {
 	if view.unhealthy != "" {
 		out.Health = v1alpha1.Unhealthy
 	}
-	if ok, why := f.inventory.offers(gpu, view); !ok {
+	ok, why := f.inventory.offers(gpu, view)
+	if !ok {
 		out.Reason = why
+	}
+	if ok && gpu.wanted == v1alpha1.ModeHAMiCore {
+		out.Shares = gpu.shares
 	}
 	return out
 }
@@ -85,7 +89,7 @@ func currentMode(view *state) string {
 // pending reports whether a change of mode waits for a reset, or for the GPU to be
 // idle.
 func (f *findings) pending(gpu *managedGPU, view *state) bool {
-	return view.mode.Current != view.mode.Pending || gpu.wanted == v1alpha1.ModeMIG && !view.mode.Current
+	return view.mode.Current != view.mode.Pending || (gpu.wanted == v1alpha1.ModeMIG) != view.mode.Current
 }
 
 // pods lists those that are not simply at rest: instances name the others.

@@ -21,7 +21,7 @@ func (w *worker) publish(s *situation) {
 		unhealthy: w.unhealthy(), lost: errors.Is(w.failure, nvml.ErrGPULost), instances: w.instances(s),
 	}
 	w.mu.Lock()
-	news, learned := !next.equal(&w.state), next.model != w.state.model
+	news, learned := !next.equal(&w.state), next.model != w.state.model || next.mode != w.state.mode
 	w.state = next
 	w.mu.Unlock()
 	if learned {

@@ -24,6 +24,7 @@ type situation struct {
 
 	off     bool   // nothing can be created: MIG mode is off
 	refusal string // and nothing ever will: why
+	retire  bool   // the GPU is to leave MIG mode: idle instances go
 }
 
 // found is an instance in the hardware.
@@ -106,7 +107,7 @@ func (s *situation) refuseAll() step {
 // leftover reports whether an idle instance has to go although nothing needs its
 // place: it is not whole, or its destruction has begun, or was tried for long.
 func (s *situation) leftover(f *found) bool {
-	return f.idle() && (!f.Whole() || f.record.State == destroying || s.stuck(f.span)) &&
+	return f.idle() && (s.retire || !f.Whole() || f.record.State == destroying || s.stuck(f.span)) &&
 		!slices.ContainsFunc(s.wants, func(w want) bool { return w.span == f.span })
 }
 

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
@@ -52,13 +53,13 @@ func (k *slotKeeper) update() error {
 	var errs []error
 	var failed []types.UID
 	for _, uid := range append(k.released, k.agent.owners.takeEnded()...) {
-		if err := k.slots.Release(uid); err != nil {
+		if err := k.release(uid); err != nil {
 			failed, errs = append(failed, uid), append(errs, err)
 		}
 	}
 	k.released = failed
 	if !k.swept && k.agent.owners.isSynced() {
-		err := k.slots.Sweep(k.agent.owners.alive)
+		err := errors.Join(k.slots.Sweep(k.agent.owners.alive), k.agent.sweepHomes())
 		k.swept = err == nil
 		errs = append(errs, err)
 	}
@@ -70,6 +71,37 @@ func (k *slotKeeper) update() error {
 	}
 	k.slots.SetUnhealthy(unhealthy)
 	return errors.Join(errs...)
+}
+
+// release takes an ended pod's slots away, and then the directories of its shares.
+func (k *slotKeeper) release(uid types.UID) error {
+	if err := k.slots.Release(uid); err != nil {
+		return err
+	}
+	if dir := k.agent.config.HAMiCore; dir.Path != "" {
+		return dir.Remove(string(uid))
+	}
+	return nil
+}
+
+// sweepHomes removes the directories of pods that ended while nobody looked.
+func (a *Agent) sweepHomes() error {
+	if a.config.HAMiCore.Path == "" {
+		return nil
+	}
+	return a.config.HAMiCore.Sweep(func(uid string) bool { return a.owners.alive(types.UID(uid)) })
+}
+
+// gpus lists the GPU of each device that the owner holds.
+func (o *ownerView) gpus() []string {
+	var out []string
+	for _, span := range o.spans {
+		out = append(out, span.GPU)
+	}
+	for _, d := range o.shares {
+		out = append(out, d.GPU)
+	}
+	return out
 }
 
 // capacity is how many devices kubelet may give to pods: what the offered GPUs can
@@ -87,7 +119,11 @@ func (a *Agent) capacity() (devices int, unhealthy []types.UID) {
 		for i := range inv.gpus {
 			gpu := &inv.gpus[i]
 			view := gpu.worker.view()
-			if ok, _ := inv.offers(gpu, &view); ok {
+			switch ok, _ := inv.offers(gpu, &view); {
+			case !ok:
+			case gpu.wanted == v1alpha1.ModeHAMiCore:
+				most[string(gpu.ID)] = int(gpu.shares.Count)
+			default:
 				most[string(gpu.ID)] = pool.Devices(inv.catalogues[gpu.Name])
 			}
 			lost[string(gpu.ID)] = view.lost
@@ -95,12 +131,12 @@ func (a *Agent) capacity() (devices int, unhealthy []types.UID) {
 	}
 	for _, o := range a.owners.view() {
 		elsewhere, sick := o.slots, false
-		for _, span := range o.spans {
-			if most[span.GPU] > 0 {
-				held[span.GPU]++
+		for _, gpu := range o.gpus() {
+			if most[gpu] > 0 {
+				held[gpu]++
 				elsewhere--
 			}
-			sick = sick || lost[span.GPU]
+			sick = sick || lost[gpu]
 		}
 		devices += max(0, elsewhere)
 		if sick {

@@ -293,7 +293,7 @@ func TestDriverThatCannotBeOpenedIsReportedAndTriedAgain(t *testing.T) {
 		default:
 		}
 		b.sleep(time.Minute)
-		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "True Offering: 1 of 1 GPUs take new instances.")
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "True Offering: 1 of 1 GPUs take new work.")
 		<-b.agent.Ready()
 	})
 }

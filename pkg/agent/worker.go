@@ -228,7 +228,9 @@ func (w *worker) situation(ctx context.Context) *situation {
 		due:   func(k task) bool { return w.troubles.due(k, now) },
 		stuck: w.stuck,
 	}
-	if gpu, wanted := w.facts(); !w.mode.Current && w.failure == nil {
+	gpu, wanted := w.facts()
+	s.retire = wanted == v1alpha1.ModeHAMiCore
+	if !w.mode.Current && w.failure == nil {
 		s.off = true
 		if wanted != v1alpha1.ModeMIG {
 			s.refusal = fmt.Sprintf("GPU %d is not in MIG mode", gpu.Index)

@@ -219,7 +219,7 @@ func (s *state) cuttable(n *Node, gpu int) bool {
 
 // admits reports whether a share fits on a GPU.
 func (s *state) admits(g *GPU, gpu int, share v1alpha1.Share) bool {
-	return s.occupied[gpu].Mask == 0 && s.taken[gpu].admits(share, g.Shares)
+	return s.occupied[gpu].Mask == 0 && s.taken[gpu].Admits(share, g.Shares)
 }
 
 // take takes a choice, if it is on offer and free.
@@ -229,7 +229,7 @@ func (s *state) take(n *Node, a Assigned) bool {
 		if g.Shares == nil || !s.admits(g, a.GPU, a.Share) {
 			return false
 		}
-		s.taken[a.GPU], s.cut[a.GPU] = s.taken[a.GPU].with(a.Share), geometry.Closed
+		s.taken[a.GPU], s.cut[a.GPU] = s.taken[a.GPU].With(a.Share), geometry.Closed
 		return true
 	}
 	if !s.cuttable(n, a.GPU) {

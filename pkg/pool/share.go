@@ -61,8 +61,8 @@ type Taken struct {
 	Exclusive bool // somebody has the GPU for itself
 }
 
-// with is Taken with one more share.
-func (t Taken) with(s v1alpha1.Share) Taken {
+// With is Taken with one more share.
+func (t Taken) With(s v1alpha1.Share) Taken {
 	t.Count++
 	t.MemoryMiB += s.MemoryMiB
 	t.Cores += int(s.Cores)
@@ -70,9 +70,9 @@ func (t Taken) with(s v1alpha1.Share) Taken {
 	return t
 }
 
-// admits reports whether one more share fits beside what is taken. A share without
+// Admits reports whether one more share fits beside what is taken. A share without
 // a limit of cores needs some that are not taken, as in HAMi.
-func (t Taken) admits(s v1alpha1.Share, c *v1alpha1.ShareCapacity) bool {
+func (t Taken) Admits(s v1alpha1.Share, c *v1alpha1.ShareCapacity) bool {
 	switch {
 	case t.Exclusive, t.Count >= int(c.Count), t.MemoryMiB+s.MemoryMiB > c.MemoryMiB:
 		return false

@@ -288,7 +288,7 @@ func TestSearchAgainstBruteForce(t *testing.T) {
 		v := viewOf(t, NewLedger(), obj, Scope{})
 		for i := range v.Node.GPUs {
 			if v.Node.GPUs[i].Shares != nil && rng.Intn(2) == 0 {
-				v.taken[i] = v.taken[i].with(v1alpha1.Share{MemoryMiB: int64(rng.Intn(20000)), Cores: int32(rng.Intn(3) * 50)})
+				v.taken[i] = v.taken[i].With(v1alpha1.Share{MemoryMiB: int64(rng.Intn(20000)), Cores: int32(rng.Intn(3) * 50)})
 			} else if v.Node.GPUs[i].Offered && rng.Intn(2) == 0 {
 				v.occupied[i] = v.Node.GPUs[i].Catalogue.Model().Block(v.occupied[i], geometry.Placement{Start: rng.Intn(8), Size: 1})
 			}

@@ -154,7 +154,7 @@ func (b *builder) add(spans []Held) {
 			continue // the GPU is gone, and its slices with it
 		}
 		if s.IsShare() {
-			b.taken[i] = b.taken[i].with(s.Share)
+			b.taken[i] = b.taken[i].With(s.Share)
 			continue
 		}
 		model := b.node.GPUs[i].Catalogue.Model()

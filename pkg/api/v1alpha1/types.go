@@ -375,6 +375,9 @@ const (
 	// ConditionJournalLost: the agent began without a journal, and there are
 	// instances of which it cannot tell whose they are.
 	ConditionJournalLost = "JournalLost"
+	// ConditionLibraryUnusable: GPUs are to be shared in software, and HAMi-core's
+	// library is missing or broken.
+	ConditionLibraryUnusable = "LibraryUnusable"
 	// ConditionModePending: a MIG mode change waits for a GPU reset.
 	ConditionModePending = "ModePending"
 )

@@ -1,0 +1,190 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package hamicore
+
+import (
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+)
+
+// Places in the container.
+const (
+	containerDir  = "/usr/local/vgpu"
+	preloadTarget = "/etc/ld.so.preload"
+	lockTarget    = "/tmp/vgpulock"
+	library       = "libvgpu.so"
+)
+
+// Dir is where HAMi-core is on the host. The host and whoever uses Dir must see it
+// under the same paths. Safe for parallel use.
+type Dir struct {
+	Path string // has the library
+	Lock string // directory of the lock that all containers of the node share
+}
+
+// Mount is a file or directory of the host that a container gets.
+type Mount struct {
+	HostPath, ContainerPath string
+	ReadOnly                bool
+}
+
+// machines are the ELF machines of the architectures that the agent is built for.
+var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
+
+// Check says in one sentence why no container could use the library, with the
+// remedy; nil when it can be used.
+func (d Dir) Check() error {
+	file, err := d.library()
+	if err != nil {
+		return err
+	}
+	f, err := elf.Open(file)
+	if err != nil {
+		return fmt.Errorf("%s is no readable ELF library (%w); install HAMi-core's libvgpu.so for %s there", file, err, runtime.GOARCH)
+	}
+	defer func() { _ = f.Close() }() // read only
+	if f.Machine != machines[runtime.GOARCH] || f.Type != elf.ET_DYN {
+		return fmt.Errorf("%s is %s for %s; install HAMi-core's libvgpu.so for %s there", file, f.Type, f.Machine, runtime.GOARCH)
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	if info.Mode().Perm()&0o444 != 0o444 {
+		return fmt.Errorf("%s has mode %v, so that not every container can load it; run chmod a+r on it", file, info.Mode().Perm())
+	}
+	if _, err := d.preloadThere(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// library is the newest libvgpu.so of the directory: plain, or HAMi's
+// libvgpu.so.VERSION.
+func (d Dir) library() (string, error) {
+	entries, err := os.ReadDir(d.Path)
+	if err != nil {
+		return "", fmt.Errorf("reading HAMi-core's directory: %w; install libvgpu.so there, or name another with --hami-core-dir", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.Name() == library || strings.HasPrefix(e.Name(), library+".") {
+			names = append(names, e.Name())
+		}
+	}
+	if len(names) == 0 {
+		return "", fmt.Errorf("%s has no %s; install HAMi-core there, or name another directory with --hami-core-dir", d.Path, library)
+	}
+	if slices.Contains(names, library) {
+		return filepath.Join(d.Path, library), nil
+	}
+	return filepath.Join(d.Path, slices.Max(names)), nil
+}
+
+// Make makes what a home's containers need on the host and returns the mounts. It
+// may be repeated; what is there is kept.
+func (d Dir) Make(h *Home) ([]Mount, error) {
+	file, err := d.library()
+	if err != nil {
+		return nil, err
+	}
+	cache := d.cache(h.PodUID, h.Container)
+	for _, dir := range []string{cache, d.Lock} {
+		if err := open777(dir); err != nil {
+			return nil, fmt.Errorf("making %s: %w; make it writable for the agent", dir, err)
+		}
+	}
+	// The directory first: the library is mounted into it.
+	mounts := []Mount{
+		{HostPath: cache, ContainerPath: containerDir},
+		{HostPath: file, ContainerPath: containerDir + "/" + library, ReadOnly: true},
+		{HostPath: d.Lock, ContainerPath: lockTarget},
+	}
+	if h.NoPreload {
+		return mounts, nil
+	}
+	preload, err := d.preload()
+	if err != nil {
+		return nil, err
+	}
+	return append(mounts, Mount{HostPath: preload, ContainerPath: preloadTarget, ReadOnly: true}), nil
+}
+
+// open777 makes a directory that the container's user, whoever that is, can write.
+func open777(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode().Perm() == 0o777 {
+		return err
+	}
+	return os.Chmod(dir, 0o777) // past the umask
+}
+
+// preload is the file that makes the dynamic linker load the library; it is written
+// where it is missing.
+func (d Dir) preload() (string, error) {
+	file, err := d.preloadThere()
+	if !errors.Is(err, fs.ErrNotExist) {
+		return file, err
+	}
+	temporary := file + ".new"
+	if err := os.WriteFile(temporary, []byte(preloadText+"\n"), 0o644); err != nil {
+		return "", fmt.Errorf("writing %s: %w; make %s writable for the agent", file, err, d.Path)
+	}
+	return file, os.Rename(temporary, file)
+}
+
+// preloadText is what the file says.
+const preloadText = containerDir + "/" + library
+
+// preloadThere is the file's name; the error says that it says something else, or
+// is fs.ErrNotExist.
+func (d Dir) preloadThere() (string, error) {
+	file := filepath.Join(d.Path, "ld.so.preload")
+	text, err := os.ReadFile(file)
+	if err == nil && strings.TrimSpace(string(text)) != preloadText {
+		err = fmt.Errorf("%s says %q, want %q; correct or remove it", file, text, preloadText)
+	}
+	return file, err
+}
+
+// cache is a home's directory, named as HAMi names it.
+func (d Dir) cache(podUID, container string) string {
+	return filepath.Join(d.Path, "containers", podUID+"_"+container)
+}
+
+// Remove removes a pod's directories; idempotent.
+func (d Dir) Remove(podUID string) error {
+	return d.removeAll(func(owner string) bool { return owner == podUID })
+}
+
+// Sweep removes the directories of pods that are not alive. Names that are not of
+// the form that Make gives are left alone.
+func (d Dir) Sweep(alive func(podUID string) bool) error {
+	return d.removeAll(func(owner string) bool { return !alive(owner) })
+}
+
+func (d Dir) removeAll(which func(podUID string) bool) error {
+	entries, err := os.ReadDir(filepath.Join(d.Path, "containers"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, e := range entries {
+		owner, _, ok := strings.Cut(e.Name(), "_")
+		if ok && e.IsDir() && which(owner) {
+			errs = append(errs, os.RemoveAll(filepath.Join(d.Path, "containers", e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
