@@ -4,7 +4,9 @@
 package geometry
 
 import (
+	"cmp"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -42,6 +44,13 @@ type Table struct {
 
 	mu    sync.Mutex // held to add answers
 	known atomic.Pointer[answers]
+	order atomic.Pointer[order]
+}
+
+// order has states in which something fits, by cost.
+type order struct {
+	of     int // states: all below
+	states []State
 }
 
 // answers are what can be had, by State.
@@ -153,6 +162,25 @@ func (t *Table) Cheapest(states []State) (at int, choice *Choice, cost int64) {
 		choice = &known.of[states[at]].choices[0]
 	}
 	return at, choice, cost
+}
+
+// ByCost lists the states in which something fits, the cheapest first: all up to
+// one, and some beyond. The list is shared: do not change it.
+func (t *Table) ByCost(upTo State) []State {
+	if o := t.order.Load(); o != nil && int(upTo) < o.of {
+		return o.states
+	}
+	t.Cost(upTo) // is known then
+	costs := t.known.Load().costs
+	o := &order{of: len(costs)}
+	for s, cost := range costs {
+		if cost != NoCost {
+			o.states = append(o.states, State(s))
+		}
+	}
+	slices.SortStableFunc(o.states, func(a, b State) int { return cmp.Compare(costs[a], costs[b]) })
+	t.order.Store(o)
+	return o.states
 }
 
 // Choices lists every acceptable choice, best first, as Catalogue.Choices yields

@@ -29,5 +29,15 @@
 //	    View.
 //	I5  A pod that the node's agent has refused holds no spans.
 //
+// Costs: a Request looks its tables up once for each catalogue; then one device on
+// a node is a look-up for each GPU, about ten nanoseconds and no allocation. For a
+// fleet without a cluster, Index finds the best node of any number in some hundred
+// nanoseconds:
+//
+//	x := NewIndex(nodes)             // from NodeOf or NewNode
+//	node, plan, ok := x.Best(r)      // r from Parse, once for all equal pods
+//	err := x.Take(node, plan)
+//	err = x.Release(node, plan.Devices[0].GPU, plan.Devices[0].Placed)
+//
 // pool does not know the scheduling framework, clients, clocks or NVML.
 package pool

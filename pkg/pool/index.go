@@ -1,0 +1,235 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/dynamig/dynamig/pkg/geometry"
+)
+
+// Index is a fleet of nodes of which the best one is found at once: for replay and
+// questions of capacity, where nothing but the index changes what is taken. It
+// answers what Fit on every node would: the plan with the lowest Score, of equal
+// ones that of the first node. A request for one instance looks at no node: GPUs
+// are sorted by catalogue and state, and states by what the device would cost.
+// Other requests look at each node that has changed since they looked last.
+//
+// Not safe for parallel use.
+type Index struct {
+	views []*View // by node; changed in place
+	first []int   // by node: position of its first GPU among all
+	at    []int   // by position: its node
+	lanes []lane  // by catalogue, for GPUs that take instances
+	lane  []int   // by position: its lane, -1 where the GPU takes none
+
+	simple   bool // all nodes are
+	revision []int
+	plans    map[*Request][]indexed
+}
+
+// indexed is what a node has answered.
+type indexed struct {
+	revision int // of the node then, from 1
+	fits     bool
+	plan     Plan
+}
+
+// lane has the GPUs of one catalogue.
+type lane struct {
+	catalogue *geometry.Catalogue
+	in        []positions // by state: the GPUs in it
+	live      []geometry.State
+	slot      []int // by state: its position in live
+	highest   geometry.State
+}
+
+// fewStates is how many states are looked at one by one. If more are live, the
+// table's order is followed, and soon meets one of them.
+const fewStates = 48
+
+// NewIndex returns the index of nodes without pods.
+func NewIndex(nodes []*Node) *Index {
+	x := &Index{simple: true, revision: make([]int, len(nodes)), plans: map[*Request][]indexed{}}
+	for n, node := range nodes {
+		x.views = append(x.views, newView(node, node.blocked()))
+		x.first = append(x.first, len(x.at))
+		x.simple = x.simple && node.simple
+		for range node.GPUs {
+			x.at = append(x.at, n)
+		}
+	}
+	x.lane = make([]int, len(x.at))
+	for position, n := range x.at {
+		gpu := position - x.first[n]
+		x.revision[n] = 1
+		x.lane[position] = -1
+		if g := &nodes[n].GPUs[gpu]; g.Offered {
+			x.lane[position] = x.laneOf(g.Catalogue)
+			x.lanes[x.lane[position]].add(x.views[n].cut[gpu], position, len(x.at))
+		}
+	}
+	return x
+}
+
+func (x *Index) laneOf(c *geometry.Catalogue) int {
+	i := slices.IndexFunc(x.lanes, func(l lane) bool { return l.catalogue == c })
+	if i < 0 {
+		i = len(x.lanes)
+		x.lanes = append(x.lanes, lane{catalogue: c})
+	}
+	return i
+}
+
+// Best is the node with the best plan for a request, and false if none has any. The
+// plan is valid until the index changes.
+func (x *Index) Best(r *Request) (node int, plan Plan, ok bool) {
+	if x.simple && r.MIG && len(r.Devices) == 1 && r.Select.acceptsAll() && r.Policy.Node == geometry.ByScore {
+		position, c, cost := x.cheapest(r)
+		if c == nil {
+			return 0, Plan{}, false
+		}
+		node = x.at[position]
+		a := Assigned{GPU: position - x.first[node], Choice: *c, cost: cost}
+		return node, Plan{Devices: []Assigned{a}, Score: x.views[node].score(r, 0, &a, Taken{})}, true
+	}
+	return x.look(r)
+}
+
+// cheapest is the instance that costs least for a request of one device, on the
+// first GPU where it does; nil if nothing fits.
+func (x *Index) cheapest(r *Request) (position int, c *geometry.Choice, cost int64) {
+	least := geometry.NoCost // with the band
+	for i := range x.lanes {
+		l := &x.lanes[i]
+		on := r.on(l.catalogue)
+		s, here := l.cheapest(on.tables[0])
+		if here == geometry.NoCost || here+on.bands[0] > least {
+			continue
+		}
+		if first := l.in[s].first(); here+on.bands[0] < least || first < position {
+			position, c, cost = first, &on.tables[0].Choices(s)[0], here
+			least = here + on.bands[0]
+		}
+	}
+	return position, c, cost
+}
+
+// look asks the nodes.
+func (x *Index) look(r *Request) (node int, plan Plan, ok bool) {
+	plans := x.plans[r]
+	if plans == nil {
+		plans = make([]indexed, len(x.views))
+		x.plans[r] = plans
+	}
+	for n, v := range x.views {
+		p := &plans[n]
+		if p.revision != x.revision[n] {
+			found, verdict := v.find(r)
+			*p = indexed{x.revision[n], verdict == nil, found}
+		}
+		if p.fits && (!ok || p.plan.Score < plan.Score) {
+			node, plan, ok = n, p.plan, true
+		}
+	}
+	return node, plan, ok
+}
+
+// Take carries a plan out. The error says what is not free.
+func (x *Index) Take(node int, p Plan) error {
+	v := x.views[node]
+	for i := range p.Devices {
+		d := &p.Devices[i]
+		g := &v.Node.GPUs[d.GPU]
+		if d.IsShare() {
+			return fmt.Errorf("taking a share of GPU %s: an index knows instances only", g.ID)
+		}
+		o, err := g.Catalogue.Model().Occupy(v.occupied[d.GPU], d.Placed)
+		if err != nil {
+			return fmt.Errorf("taking GPU %s of node %s: %w", g.ID, v.Node.Name, err)
+		}
+		x.set(node, d.GPU, o)
+	}
+	return nil
+}
+
+// Release gives instances back that were taken on a GPU, by its position in the
+// node.
+func (x *Index) Release(node, gpu int, p geometry.Placed) error {
+	v := x.views[node]
+	o, err := v.Node.GPUs[gpu].Catalogue.Model().Vacate(v.occupied[gpu], p)
+	if err != nil {
+		return fmt.Errorf("releasing GPU %s of node %s: %w", v.Node.GPUs[gpu].ID, v.Node.Name, err)
+	}
+	x.set(node, gpu, o)
+	return nil
+}
+
+// Occupied is what is taken of a GPU.
+func (x *Index) Occupied(node, gpu int) geometry.Occupancy { return x.views[node].occupied[gpu] }
+
+// set changes a GPU.
+func (x *Index) set(node, gpu int, o geometry.Occupancy) {
+	v, position := x.views[node], x.first[node]+gpu
+	before, after := v.cut[gpu], geometry.Closed
+	v.occupied[gpu] = o
+	if i := x.lane[position]; i >= 0 {
+		after = x.lanes[i].catalogue.State(o)
+		x.lanes[i].remove(before, position)
+		x.lanes[i].add(after, position, len(x.at))
+	}
+	v.cut[gpu] = after
+	x.revision[node]++
+}
+
+// add puts a GPU among those of a state.
+func (l *lane) add(s geometry.State, position, size int) {
+	for len(l.in) <= int(s) {
+		l.in, l.slot = append(l.in, positions{}), append(l.slot, -1)
+	}
+	if l.in[s].count == 0 {
+		l.slot[s] = len(l.live)
+		l.live = append(l.live, s)
+		l.highest = max(l.highest, s)
+	}
+	l.in[s].add(position, size)
+}
+
+// remove takes a GPU out.
+func (l *lane) remove(s geometry.State, position int) {
+	if l.in[s].remove(position); l.in[s].count > 0 {
+		return
+	}
+	last := l.live[len(l.live)-1]
+	l.live[l.slot[s]], l.slot[last] = last, l.slot[s]
+	l.live = l.live[:len(l.live)-1]
+}
+
+// cheapest is the state with GPUs where the table's device costs least; of equal
+// ones that with the first GPU.
+func (l *lane) cheapest(t *geometry.Table) (best geometry.State, least int64) {
+	least = geometry.NoCost
+	states := l.live
+	ordered := len(states) > fewStates
+	if ordered {
+		states = t.ByCost(l.highest)
+	}
+	for _, s := range states {
+		cost := t.Cost(s)
+		if cost > least || cost == geometry.NoCost {
+			if ordered {
+				break
+			}
+			continue
+		}
+		if int(s) >= len(l.in) || l.in[s].count == 0 {
+			continue
+		}
+		if cost < least || l.in[s].first() < l.in[best].first() {
+			best, least = s, cost
+		}
+	}
+	return best, least
+}
