@@ -42,7 +42,7 @@ func main() {
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, s *screen, args []string) int {
 	root := newRootCommand(s)
-	root.SetArgs(args)
+	root.SetArgs(append([]string{}, args...)) // never nil: cobra would take os.Args
 	err := root.ExecuteContext(ctx)
 	var usage usageError
 	switch {

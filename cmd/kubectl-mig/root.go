@@ -30,8 +30,39 @@ would not fit).`,
 	root.SetOut(s.out)
 	root.SetErr(s.err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newReplayCommand(s), newVersionCommand(s))
+	access := newAccess()
+	access.addFlags(root.PersistentFlags())
+	hideFlags(root.PersistentFlags())
+	root.AddCommand(newStatusCommand(s, access), newExplainCommand(s, access), newWhatIfCommand(s, access),
+		newHistoryCommand(s, access), newReplayCommand(s), newVersionCommand(s))
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			c.AddCommand(newKubectlCompletionCommand(s))
+		}
+	}
 	return root
+}
+
+// kubectlCompletion is what kubectl runs to complete "kubectl mig ..."
+// (k8s.io/kubectl pkg/cmd/plugin/plugin_completion.go).
+const kubectlCompletion = `#!/bin/sh
+# Put this into a directory of PATH as kubectl_complete-mig, executable.
+exec kubectl mig __complete "$@"
+`
+
+// newKubectlCompletionCommand prints the program for completion by kubectl.
+func newKubectlCompletionCommand(s *screen) *cobra.Command {
+	return &cobra.Command{
+		Use:   "kubectl",
+		Short: "Generate the program that completes \"kubectl mig\" in kubectl's own completion",
+		Long:  "Prints kubectl_complete-mig: put it into a directory of PATH, executable.",
+		Args:  arguments(cobra.NoArgs),
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprint(s.out, kubectlCompletion)
+			return err
+		},
+	}
 }
 
 // newVersionCommand prints what this binary was built from.

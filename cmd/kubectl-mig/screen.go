@@ -16,9 +16,11 @@ import (
 type screen struct {
 	in       io.Reader
 	out, err io.Writer
+	env      func(string) string
 
 	terminal bool // out is one
 	width    int  // columns
+	given    bool // the width is known, by the terminal or by COLUMNS
 	colour   bool
 	unicode  bool // else ASCII only
 }
@@ -32,24 +34,33 @@ const narrowest = 40
 // newScreen looks at the terminal and at the environment: COLUMNS, NO_COLOR, TERM,
 // and the locale by LC_ALL, LC_CTYPE or LANG.
 func newScreen(in io.Reader, out, err io.Writer, env func(string) string) *screen {
-	s := &screen{in: in, out: out, err: err, width: widthElsewhere, unicode: speaksUTF8(env)}
+	s := &screen{in: in, out: out, err: err, env: env, unicode: speaksUTF8(env)}
 	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		s.terminal = true
 		s.colour = env("NO_COLOR") == "" && env("TERM") != "dumb"
 	}
-	s.measure(env)
+	s.measure()
 	return s
 }
 
+// unlimited is the screen without a right edge, for output that may be read by
+// programs.
+func (s *screen) unlimited() *screen {
+	wide := *s
+	wide.width = 1 << 20
+	return &wide
+}
+
 // measure takes the width anew: a terminal may have been resized.
-func (s *screen) measure(env func(string) string) {
+func (s *screen) measure() {
+	s.width, s.given = widthElsewhere, false
 	if f, ok := s.out.(*os.File); ok && s.terminal {
 		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 {
-			s.width = w
+			s.width, s.given = w, true
 		}
 	}
-	if w, err := strconv.Atoi(env("COLUMNS")); err == nil && w > 0 {
-		s.width = w
+	if w, err := strconv.Atoi(s.env("COLUMNS")); err == nil && w > 0 {
+		s.width, s.given = w, true
 	}
 	s.width = max(s.width, narrowest)
 }

@@ -39,6 +39,7 @@ type Reason struct {
 	Slices  int    `json:"slices"`
 	Largest string `json:"largest,omitempty"`
 	Curable bool   `json:"curable"` // removing pods could help
+	Room    int    `json:"room"`    // so many of the nodes have GPUs with room for it
 }
 
 // String is one sentence with the nodes as its subject.
@@ -53,6 +54,13 @@ func (r Reason) String() string {
 	if r.Curable {
 		text += fmt.Sprintf(" (%d of %d memory slices are free, the largest free profile is %s)",
 			r.Free, r.Slices, cmp.Or(r.Largest, "none"))
+	}
+	switch {
+	case r.Room == 0:
+	case len(r.Nodes) == 1:
+		text += "; its GPUs have room"
+	default:
+		text += fmt.Sprintf("; the GPUs of %d of them have room", r.Room)
 	}
 	return subject + " " + text
 }
@@ -128,24 +136,24 @@ type Repack struct {
 
 // Advise says why a pod that waits does not fit, node by node, and what would help.
 // Where it fits already, that is all it says.
-func (f *Fleet) Advise(pod *v1.Pod, barred Barred) (*Advice, error) {
+func (f *Fleet) Advise(pod *v1.Pod, gate Gate) (*Advice, error) {
 	r, err := f.request(pod)
 	if err != nil {
 		return nil, err
 	}
-	a := &Advice{Request: describeAll(r)}
+	a, barred := &Advice{Request: describeAll(r)}, gate.of(pod)
 	prospects := make([]prospect, len(f.sites))
 	for i, s := range f.sites {
 		prospects[i] = prospectOf(f.view(s, priority(pod), nil), r, barred.on(s.node.Name, 0))
 	}
 	if best := bestOf(prospects); best >= 0 {
-		p := &prospects[best]
-		a.Fits = &Trial{Node: p.view.Node.Name, Spots: p.view.spots(p.plan)}
+		trial := prospects[best].trial(r)
+		a.Fits = &trial
 		return a, nil
 	}
 	a.Reasons = reasonsOf(prospects)
 	open := f.open(prospects)
-	a.End = f.ending(open, pod, r)
+	a.End = f.ending(open, pod, r, gate)
 	a.Templates = templateChange(prospects, r)
 	a.More = f.more(r, 1)
 	a.Repack = f.repack(open, r)
@@ -184,6 +192,9 @@ func reasonsOf(prospects []prospect) []Reason {
 			out = append(out, Reason{Text: text, Curable: curable})
 		}
 		out[k].add(p.view)
+		if p.verdict == nil {
+			out[k].Room++
+		}
 	}
 	slices.SortStableFunc(out, func(a, b Reason) int { return cmp.Compare(len(b.Nodes), len(a.Nodes)) })
 	return out

@@ -20,8 +20,8 @@ const maxTries = 200_000
 //
 // A set in which no pod can be left out is easy to find, and bounds the size. Up to
 // that size all sets are tried, on all nodes, the small ones first.
-func (f *Fleet) ending(open []*site, pod *v1.Pod, r *Request) *Ending {
-	s := &endingSearch{fleet: f, request: r, priority: priority(pod)}
+func (f *Fleet) ending(open []*site, pod *v1.Pod, r *Request, gate Gate) *Ending {
+	s := &endingSearch{fleet: f, request: r, priority: priority(pod), gate: gate}
 	for _, site := range open {
 		if set, ok := s.greedy(site); ok {
 			s.offer(site, set)
@@ -43,6 +43,7 @@ type endingSearch struct {
 	fleet    *Fleet
 	request  *Request
 	priority int32 // of the pod that waits
+	gate     Gate
 	tries    int
 
 	site *site // nil: none found yet
@@ -227,7 +228,7 @@ func (s *endingSearch) elsewhere(taken *View) bool {
 			return false
 		}
 		r, err := Parse(t.pod, s.fleet.opts)
-		if err != nil || r == nil || !placeOn(views, r) {
+		if err != nil || r == nil || !placeOn(views, r, s.gate.of(t.pod)) {
 			return false
 		}
 	}
@@ -235,9 +236,12 @@ func (s *endingSearch) elsewhere(taken *View) bool {
 }
 
 // placeOn puts a request on the best of the views, and replaces that.
-func placeOn(views []*View, r *Request) bool {
+func placeOn(views []*View, r *Request, barred Barred) bool {
 	best, chosen := -1, Plan{}
 	for i, v := range views {
+		if barred.on(v.Node.Name, 0) != "" {
+			continue
+		}
 		if plan, verdict := v.Fit(r); verdict == nil && (best < 0 || plan.Score < chosen.Score) {
 			best, chosen = i, plan
 		}

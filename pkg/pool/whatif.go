@@ -61,6 +61,16 @@ func (b Barred) on(node string, more int) string {
 	return b(node, more)
 }
 
+// Gate is Barred for any pod. Nil bars nothing.
+type Gate func(pod *v1.Pod) Barred
+
+func (g Gate) of(pod *v1.Pod) Barred {
+	if g == nil {
+		return nil
+	}
+	return g(pod)
+}
+
 // NewFleet is the cluster without any scheduler's ledger, as a client sees it.
 // problems are the GPUNodes that cannot be read, by name; their nodes offer nothing.
 func NewFleet(nodes []*v1alpha1.GPUNode, pods []*v1.Pod, opts Options) (f *Fleet, problems map[string]error) {
@@ -203,6 +213,9 @@ func (v *View) spot(position int, d Assigned) Spot {
 type Trial struct {
 	Node  string `json:"node,omitempty"` // empty: it would wait
 	Spots []Spot `json:"devices,omitempty"`
+
+	// Containers is what the annotation would say.
+	Containers map[string][]v1alpha1.Device `json:"-"`
 }
 
 // Trials are what would happen to all.
@@ -242,7 +255,7 @@ func (f *Fleet) Try(pod *v1.Pod, replicas int, barred Barred) (*Trials, error) {
 		}
 		p := &prospects[best]
 		name := p.view.Node.Name
-		t.Placed = append(t.Placed, Trial{Node: name, Spots: p.view.spots(p.plan)})
+		t.Placed = append(t.Placed, p.trial(r))
 		replica := *r
 		replica.UID = types.UID(fmt.Sprintf("replica-%d", len(t.Placed)))
 		added[name] = append(added[name], &Tenant{Holder: p.view.Holder(&replica, p.plan), Priority: priority(pod)})
@@ -256,6 +269,9 @@ func (f *Fleet) Try(pod *v1.Pod, replicas int, barred Barred) (*Trials, error) {
 	}
 	return t, nil
 }
+
+// Describe says in words what a request asks for: "2 x 8000 MiB".
+func (r *Request) Describe() string { return describeAll(r) }
 
 // request parses a pod and asks whether any GPU could ever do.
 func (f *Fleet) request(pod *v1.Pod) (*Request, error) {
@@ -301,6 +317,11 @@ func prospectOf(v *View, r *Request, barred string) prospect {
 	p := prospect{view: v, barred: barred}
 	p.plan, p.verdict = v.Fit(r)
 	return p
+}
+
+// trial describes a prospect that fits.
+func (p *prospect) trial(r *Request) Trial {
+	return Trial{Node: p.view.Node.Name, Spots: p.view.spots(p.plan), Containers: p.view.Allocation(r, p.plan).Containers}
 }
 
 // bestOf is the index of the best that fits; -1 when none does. Ties go to the

@@ -587,19 +587,21 @@ func TestMistakesNameTheField(t *testing.T) {
 // bars a pod comes before what its GPUs say.
 func TestReasonsByClass(t *testing.T) {
 	var nodes []*v1alpha1.GPUNode
-	for _, name := range []string{"a", "b", "c", "d"} {
+	for _, name := range []string{"a", "b", "c", "d", "e"} {
 		nodes = append(nodes, named(name, gpuNode(t, "A100-40GB", 1)))
 	}
 	nodes[3].Status.GPUs[0].Health = v1alpha1.Unhealthy
 	c := newCluster(t, nodes...)
-	for i := range 3 {
+	for i := range 3 { // on a, b and c
 		c.schedule(pod(fmt.Sprint("p", i)).wants("c", "gpu=1"))
 	}
-	a, err := fleetOf(t, nodes, c.pods).Advise(pod("waits").wants("c", "gpu=1 gpumem=8000").Pod, func(node string, _ int) string {
-		if node == "b" {
-			return "has the taint x=y:NoSchedule, which the pod does not tolerate"
+	a, err := fleetOf(t, nodes, c.pods).Advise(pod("waits").wants("c", "gpu=1 gpumem=8000").Pod, func(*v1.Pod) Barred {
+		return func(node string, _ int) string {
+			if node == "b" || node == "e" {
+				return "has the taint x=y:NoSchedule, which the pod does not tolerate"
+			}
+			return ""
 		}
-		return ""
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -610,7 +612,7 @@ func TestReasonsByClass(t *testing.T) {
 	}
 	want := []string{
 		"2 nodes (a, c) have no free MIG placement for 8000 MiB (0 of 16 memory slices are free, the largest free profile is none)",
-		"node b has the taint x=y:NoSchedule, which the pod does not tolerate",
+		"2 nodes (b, e) have the taint x=y:NoSchedule, which the pod does not tolerate; the GPUs of 1 of them have room",
 		"node d has no GPU that takes new instances",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -1,0 +1,183 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// plainLook is a screen wide enough for everything.
+var plainLook = look{"", 160, false, true}
+
+// TestWhatMayNotBeReadIsSaid: each denial is named, and the rest is answered.
+func TestWhatMayNotBeReadIsSaid(t *testing.T) {
+	for _, tc := range []struct {
+		name      string
+		forbidden []string
+		args      string
+		code      int
+		notes     string // on stderr
+		out       string // on stdout
+	}{
+		{"without GPUNodes there is nothing to say", []string{"gpunodes"}, "status", exitError, "ask for the ClusterRole dynamig-viewer", ""},
+		{"without pods of others their instances still take slices", []string{"pods"}, "status node3", exitFine,
+			"you may not list pods in all namespaces", "9/12 free"},
+		{"others' pods have no names", []string{"pods"}, "status node2", exitFine, "drawn without names", "(hidden)"},
+		{"without nodes selectors are not looked at", []string{"nodes"}, "what-if -f testdata/pod.yaml", exitFine, "you may not list nodes", "it would run"},
+		{"without the ConfigMap the defaults are assumed", []string{"dynamig-system/configmaps"}, "explain pod gpu-pod", exitFine,
+			"the scheduler's arguments are taken to be the defaults", "runs on node1"},
+		{"without events steps come from the pod", []string{"default/events"}, "explain pod gpu-pod", exitFine, "you may not list events", "PodReady"},
+		{"history without events says so", []string{"default/events"}, "history pod gpu-pod", exitFine, "you may not list events", "PodScheduled"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, kubeconfig := serve(t, "cluster.yaml", tc.forbidden...)
+			got := runOn(t, plainLook, append(strings.Fields(tc.args), "--kubeconfig="+kubeconfig)...)
+			if got.code != tc.code || !strings.Contains(got.err, tc.notes) || !strings.Contains(got.out, tc.out) {
+				t.Errorf("kubectl mig %s = %d, want %d, with %q on stderr and %q on stdout:\n%s%s", tc.args, got.code, tc.code, tc.notes, tc.out, got.err, got.out)
+			}
+		})
+	}
+}
+
+// TestMistakesAreUsageErrors: each names what is wrong, with code 2 or 1.
+func TestMistakesAreUsageErrors(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	for _, tc := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"status", "-o", "xml"}, exitUsage, "-o xml is not known; use table, wide, json, yaml"},
+		{[]string{"status", "-l", "=="}, exitUsage, "-l"},
+		{[]string{"status", "node1", "node2"}, exitUsage, "accepts at most 1 arg"},
+		{[]string{"status", "node7"}, exitError, "node node7 has no GPUNode"},
+		{[]string{"explain"}, exitUsage, "name a pod"},
+		{[]string{"explain", "gpu-pod"}, exitUsage, "want pod and a name"},
+		{[]string{"explain", "node", "node1"}, exitUsage, `"node" is not known here; use pod`},
+		{[]string{"explain", "pod", "nobody"}, exitError, "there is no pod nobody in namespace default"},
+		{[]string{"what-if"}, exitUsage, "-f is missing"},
+		{[]string{"what-if", "-f", "/does/not/exist"}, exitError, "no such file"},
+		{[]string{"what-if", "-f", "testdata/pod.yaml", "--replicas=-1"}, exitUsage, "--replicas is -1"},
+		{[]string{"what-if", "-f", write("service.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n")}, exitError, "has neither a pod nor a pod template"},
+		{[]string{"what-if", "-f", write("broken.yaml", "kind: [")}, exitError, "reading " + filepath.Join(dir, "broken.yaml")},
+		{[]string{"what-if", "-f", write("nogpu.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: c}]}\n")}, exitWaiting, ""},
+		{[]string{"history", "pod", "nobody"}, exitError, "no event about one is kept"},
+		{[]string{"history", "gpu", "0"}, exitUsage, "use pod or node"},
+	} {
+		_, kubeconfig := serve(t, "cluster.yaml")
+		got := runOn(t, plainLook, append(tc.args, "--kubeconfig="+kubeconfig)...)
+		if got.code != tc.code || !strings.Contains(got.err, tc.says) {
+			t.Errorf("kubectl mig %v = %d, %q; want %d, %q", tc.args, got.code, got.err, tc.code, tc.says)
+		}
+	}
+}
+
+// TestWorkloadsOfAllKinds: where the template is, and how many run at once.
+func TestWorkloadsOfAllKinds(t *testing.T) {
+	const template = `{spec: {schedulerName: dynamig-scheduler, containers: [{name: c, resources: {limits: {nvidia.com/gpu: 1, nvidia.com/gpumem: 4000}}}]}}`
+	for _, tc := range []struct {
+		name, text, want string
+	}{
+		{"StatefulSet", "{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: x}, spec: {replicas: 3, template: " + template + "}}", "StatefulSet x  3 replicas"},
+		{"Deployment without replicas", "{apiVersion: apps/v1, kind: Deployment, metadata: {name: x}, spec: {template: " + template + "}}", "Deployment x  1 replica,"},
+		{"Job", "{apiVersion: batch/v1, kind: Job, metadata: {generateName: x-}, spec: {parallelism: 4, completions: 2, template: " + template + "}}", "Job x-  2 replicas"},
+		{"CronJob", "{apiVersion: batch/v1, kind: CronJob, metadata: {name: x}, spec: {jobTemplate: {spec: {parallelism: 2, template: " + template + "}}}}", "CronJob x  2 replicas"},
+		{"PodTemplate", "{apiVersion: v1, kind: PodTemplate, metadata: {name: x}, template: " + template + "}", "PodTemplate x  1 replica,"},
+		{"List", "{apiVersion: v1, kind: List, items: [{apiVersion: apps/v1, kind: ReplicaSet, metadata: {name: x}, spec: {replicas: 2, template: " + template + "}}]}", "ReplicaSet x  2 replicas"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, kubeconfig := serve(t, "cluster.yaml")
+			file := filepath.Join(t.TempDir(), "w.yaml")
+			if err := os.WriteFile(file, []byte(tc.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got := runOn(t, plainLook, "what-if", "-f", file, "--kubeconfig="+kubeconfig)
+			if got.code != exitFine || !strings.Contains(got.out, tc.want) {
+				t.Errorf("what-if = %d, want %q:\n%s%s", got.code, tc.want, got.err, got.out)
+			}
+		})
+	}
+}
+
+// synced is a buffer that a running command writes to.
+type synced struct {
+	mu sync.Mutex // guards b
+	b  bytes.Buffer
+}
+
+func (s *synced) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *synced) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// TestWatchDrawsAgain: a pod that goes is gone from the next picture, and the end of
+// the context ends the command well.
+func TestWatchDrawsAgain(t *testing.T) {
+	api, kubeconfig := serve(t, "cluster.yaml")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out := &synced{}
+	code := make(chan int, 1)
+	go func() {
+		code <- run(ctx, newScreen(strings.NewReader(""), out, out, func(string) string { return "" }), []string{"status", "node2", "--watch", "--kubeconfig=" + kubeconfig})
+	}()
+	until := func(what string, holds func(string) bool) {
+		for !holds(out.String()) {
+			select {
+			case <-ctx.Done():
+				t.Fatalf("waiting for %s:\n%s", what, out)
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}
+	until("the first picture", func(s string) bool { return strings.Contains(s, "infer-7c9d-x2x4p") })
+	api.awaitWatches(t, 2)
+	api.remove("Pod", "infer-7c9d-x2x4p")
+	until("a picture in which its instance is leaving", func(s string) bool { return strings.Contains(s, "leaving") })
+	cancel()
+	if got := <-code; got != exitFine {
+		t.Errorf("status --watch = %d after an interrupt, want %d:\n%s", got, exitFine, out)
+	}
+}
+
+// TestCompletion offers commands, nodes and GPU pods.
+func TestCompletion(t *testing.T) {
+	_, kubeconfig := serve(t, "cluster.yaml")
+	for _, tc := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"__complete", "st"}, "status"},
+		{[]string{"__complete", "--kubeconfig=" + kubeconfig, "status", ""}, "node10"},
+		{[]string{"__complete", "--kubeconfig=" + kubeconfig, "explain", ""}, "pod"},
+		{[]string{"__complete", "--kubeconfig=" + kubeconfig, "explain", "pod", ""}, "gpu-pod"},
+		{[]string{"completion", "bash"}, "bash completion"},
+		{[]string{"completion", "kubectl"}, "kubectl mig __complete"},
+	} {
+		if got := runOn(t, plainLook, tc.args...); got.code != exitFine || !strings.Contains(got.out, tc.want) {
+			t.Errorf("kubectl mig %v = %d, want %q in %q%s", tc.args, got.code, tc.want, got.out, got.err)
+		}
+	}
+}

@@ -1,0 +1,302 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/geometry"
+	"github.com/dynamig/dynamig/pkg/pool"
+)
+
+// mostOthers is how many other places are listed.
+const mostOthers = 3
+
+// draw is the story for a terminal.
+func (st *story) draw(s *screen, v *survey) []line {
+	out := s.wrap("", st.style(), "Pod %s/%s %s", st.Namespace, st.Name, st.Sentence)
+	if st.Problem != "" {
+		out = append(out, s.wrap("  ! ", red, "%s", st.Problem)...)
+	}
+	if st.Agent != nil {
+		out = append(out, s.wrap("  ! ", amber, "The node's agent says: %s: %s", st.Agent.Phase, st.Agent.Reason)...)
+	}
+	if st.Why != nil && st.State != stateEnded {
+		out = append(out, st.drawPlace(s, v)...)
+		out = append(out, st.drawWhy(s)...)
+	}
+	if st.Advice != nil {
+		out = append(out, st.drawReasons(s)...)
+		out = append(out, st.drawHelp(s)...)
+	}
+	out = append(out, line{}, text(bold, "Steps"))
+	out = append(out, drawSteps(s, st.Steps)...)
+	return append(out, s.wrap("  ", dim, "%s", keeping)...)
+}
+
+func (st *story) style() style {
+	switch st.State {
+	case stateRunning:
+		return green
+	case stateWrong, stateRefused:
+		return red
+	case stateEnded:
+		return plain
+	}
+	return amber
+}
+
+// drawPlace shows what the pod has, on its GPUs.
+func (st *story) drawPlace(s *screen, v *survey) []line {
+	out := []line{{}, text(bold, "What it has")}
+	gpus := map[string]bool{}
+	for i := range st.Why.Devices {
+		d := &st.Why.Devices[i]
+		gpus[d.GPU] = true
+		out = append(out, s.wrap("  • ", plain, "%s", describeDevice(d, len(st.pod.Spec.Containers)+len(st.pod.Spec.InitContainers) > 1))...)
+	}
+	return append(out, v.mapsOfGPUs(s, st.Why.Node, gpus)...)
+}
+
+// describeDevice is one sentence.
+func describeDevice(d *pool.WhyDevice, named bool) string {
+	t := deviceName(d.Device)
+	if m := d.MIG; m != nil {
+		t += fmt.Sprintf(" (%d MiB) at slice %d of GPU %d", m.MemoryMiB, m.Start, d.GPUIndex)
+	} else {
+		t += fmt.Sprintf(" of GPU %d", d.GPUIndex)
+	}
+	if named {
+		t += " for " + strings.Join(d.Containers, ", ")
+	}
+	switch {
+	case d.MIG == nil:
+	case d.Exact:
+		t += ": nothing smaller would do for " + d.Asked
+	case d.Smallest != "":
+		t += fmt.Sprintf(": larger than %s needs; %s would do, and could not be had when it was placed", d.Asked, d.Smallest)
+	}
+	if d.Template != nil {
+		t += fmt.Sprintf("; by template %d of the configuration", *d.Template+1)
+	}
+	return t
+}
+
+// mapsOfGPUs draws some GPUs of a node.
+func (v *survey) mapsOfGPUs(s *screen, node string, gpus map[string]bool) []line {
+	var everything statusOptions
+	everything.node = node
+	st := v.status(everything, labels.Everything())
+	if len(st.Nodes) == 0 {
+		return nil
+	}
+	var out []line
+	seen := map[pool.SpanState]bool{}
+	for _, g := range st.Nodes[0].GPUs {
+		if gpus[g.UUID] {
+			group := gpuGroup{&g, g.Index}
+			out = append(out, drawGPU(s, group, columns(group.label()), seen)...)
+		}
+	}
+	return append(out, s.flow(dim, explainSigns(seen))...)
+}
+
+// drawWhy compares the place with others as things stand now.
+func (st *story) drawWhy(s *screen) []line {
+	w := st.Why
+	out := []line{{}, text(bold, "Why there")}
+	own, scored := 0.0, false
+	for _, d := range w.Devices {
+		if d.Score != nil {
+			own, scored = own+*d.Score, true
+		}
+	}
+	switch {
+	case !scored:
+		return append(out, s.wrap("  ", plain, "How good the place is cannot be told: the GPU, or a configuration that gives such a device, is not reported any more.")...)
+	case w.Better == 0 && len(w.Others) == 0:
+		out = append(out, s.wrap("  • ", plain, "As things stand now it is the only place that would do.")...)
+	case w.Better == 0:
+		out = append(out, s.wrap("  • ", plain, "As things stand now it is still the best of %d places: score %.2f.", len(w.Others)+1, own)...)
+	default:
+		out = append(out, s.wrap("  • ", plain, "As things stand now %d of %d other places would be better than its score of %.2f: pods have come and gone since, and nothing that runs is moved.",
+			w.Better, len(w.Others), own)...)
+	}
+	for i, o := range w.Others {
+		if i == mostOthers {
+			out = append(out, text(dim, "      ... and %d more", len(w.Others)-i))
+			break
+		}
+		out = append(out, s.wrap("      ", dim, "%s: %s, score %.2f", o.Node, describeSpots(o.Spots), o.Score)...)
+	}
+	out = append(out, s.wrap("    ", dim, "The score is in memory slices, lower is better: what becomes unusable, what future requests lose, and how empty the GPU was.")...)
+	told := map[string]bool{}
+	for _, d := range w.Devices {
+		if len(d.Cost) == 0 || told[d.GPU] {
+			continue
+		}
+		told[d.GPU] = true
+		out = append(out, s.wrap("  • ", plain, "Without it GPU %d could still take %s.", d.GPUIndex, describeCost(d.Cost))...)
+	}
+	return out
+}
+
+// describeCost is "3 x 2g.10gb (now 1) or 1 x 3g.20gb (now none)".
+func describeCost(costs []pool.Cost) string {
+	var parts []string
+	for _, c := range costs {
+		with := fmt.Sprint(c.With)
+		if c.With == 0 {
+			with = "none"
+		}
+		parts = append(parts, fmt.Sprintf("%d x %s (now %s)", c.Without, c.Profile, with))
+	}
+	if n := len(parts); n > 1 {
+		return strings.Join(parts[:n-1], ", ") + " or " + parts[n-1]
+	}
+	return strings.Join(parts, "")
+}
+
+// drawReasons says why no node suits.
+func (st *story) drawReasons(s *screen) []line {
+	a := st.Advice
+	var out []line
+	if a.Fits != nil {
+		out = append(out, line{}, text(bold, "Where it would fit"))
+		out = append(out, s.wrap("  • ", plain, "%s: %s", a.Fits.Node, describeSpots(a.Fits.Spots))...)
+		if st.pod.Spec.SchedulerName == v1alpha1.SchedulerName && len(st.pod.Spec.SchedulingGates) == 0 {
+			out = append(out, s.wrap("    ", dim, "The scheduler tries again when something changes, and waits longer after each failure. What is not looked at here may hold it back: affinity between pods, volumes, topology spread, quotas.")...)
+		}
+	} else {
+		out = append(out, line{}, text(bold, "Why it waits"))
+		for _, r := range a.Reasons {
+			out = append(out, s.wrap("  • ", plain, "%s", r)...)
+		}
+		if len(a.Reasons) == 0 {
+			out = append(out, s.wrap("  • ", plain, "there is no node with GPUs")...)
+		}
+	}
+	if st.Scheduler != "" {
+		out = append(out, s.wrap("    ", dim, "The scheduler said: %s", st.Scheduler)...)
+	}
+	return out
+}
+
+// drawHelp says what would help.
+func (st *story) drawHelp(s *screen) []line {
+	a := st.Advice
+	if a.Fits != nil {
+		return nil
+	}
+	out := []line{{}, text(bold, "What would help")}
+	nothing := len(out)
+	if a.End != nil {
+		out = append(out, s.wrap("  • ", plain, "%s", describeEnding(a.End))...)
+	}
+	if a.Smaller > 0 {
+		out = append(out, s.wrap("  • ", plain, "Asking for less: with %s up to %d it would fit now.", v1alpha1.ResourceMemory, a.Smaller)...)
+	}
+	if c := a.Templates; c != nil {
+		out = append(out, drawTemplate(s, c)...)
+	}
+	for _, m := range a.More {
+		out = append(out, s.wrap("  • ", plain, "More GPUs: %s.", moreGPUs(m, 1))...)
+	}
+	if r := a.Repack; r != nil {
+		out = append(out, s.wrap("  • ", plain, "%s", describeRepack(r))...)
+	}
+	if len(out) == nothing {
+		out = append(out, s.wrap("  • ", plain, "Nothing that GPUs could do: see why it waits.")...)
+	}
+	return out
+}
+
+// describeEnding is one or two sentences.
+func describeEnding(e *pool.Ending) string {
+	var t string
+	switch {
+	case len(e.Pods) == 0:
+		t = fmt.Sprintf("Waiting: %s %s ending already", victims(e.Already), is(e.Already))
+	case len(e.Already) > 0:
+		t = fmt.Sprintf("The end of %s, besides %s, which %s ending already", victims(e.Pods), victims(e.Already), is(e.Already))
+	default:
+		t = fmt.Sprintf("The end of %s", victims(e.Pods))
+	}
+	t += fmt.Sprintf(": then %s on %s.", describeSpots(e.Spots), e.Node)
+	switch {
+	case len(e.Pods) == 0:
+	case !e.Exact:
+		t += " None of them can be left out; a smaller set was not looked for to the end."
+	case len(e.Pods) == 1:
+		t += " No less important pod would do."
+	default:
+		t += " No smaller set would do."
+	}
+	it, they := "them", "They have"
+	if len(e.Pods) == 1 {
+		it, they = "it", "It has"
+	}
+	if len(e.Pods) > 0 && e.Elsewhere {
+		t += fmt.Sprintf(" There is room for %s elsewhere.", it)
+	}
+	if len(e.Pods) > 0 && e.Preemptable {
+		t += fmt.Sprintf(" %s a lower priority, so that the scheduler ends %s by itself unless preemptionPolicy forbids it.", they, it)
+	}
+	return t
+}
+
+func is(v []pool.Victim) string {
+	if len(v) == 1 {
+		return "is"
+	}
+	return "are"
+}
+
+// victims lists pods with what their end means.
+func victims(list []pool.Victim) string {
+	var parts []string
+	for _, v := range list {
+		what := "a bare pod"
+		if v.Controller != "" {
+			what = "of " + v.Controller
+		}
+		if v.Name == strangerName {
+			what = "of another namespace"
+		}
+		parts = append(parts, fmt.Sprintf("%s/%s (%s, priority %d, %s)", v.Namespace, v.Name, what, v.Priority, plural(v.Slices, "slice")))
+	}
+	if n := len(parts); n > 1 {
+		return strings.Join(parts[:n-1], ", ") + " and " + parts[n-1]
+	}
+	return parts[0]
+}
+
+// drawTemplate shows what to add to the configuration.
+func drawTemplate(s *screen, c *pool.TemplateChange) []line {
+	if c.Rule == geometry.RuleAllowlist {
+		return s.wrap("  • ", plain, "Another configuration: with %s in migProfileAllowlist of %s it would fit on GPU %d of %s.",
+			c.Wanted, shortModel(c.Model), c.GPUIndex, c.Node)
+	}
+	out := s.wrap("  • ", plain, "Another layout: with this one in knownMigGeometries of %s a %s would fit on GPU %d of %s:",
+		shortModel(c.Model), c.Wanted, c.GPUIndex, c.Node)
+	for i, e := range c.Layout {
+		lead := "          "
+		if i == 0 {
+			lead = "        - "
+		}
+		out = append(out, text(plain, "%s- {name: %s, memory: %d, count: %d}", lead, e.Profile, e.MemoryMiB, e.Count))
+	}
+	return out
+}
+
+func describeRepack(r *pool.Repack) string {
+	if r.Node != "" {
+		return fmt.Sprintf("Defragmenting: if all GPU pods of %s were placed anew, they and this pod would fit there. Nothing that runs is moved by itself.", r.Node)
+	}
+	return "Defragmenting: if all GPU pods were placed anew over the nodes, they and this pod would fit. Nothing that runs is moved by itself."
+}

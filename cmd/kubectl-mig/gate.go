@@ -1,0 +1,99 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	podresource "k8s.io/component-helpers/resource"
+	"k8s.io/component-helpers/scheduling/corev1"
+	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
+	"k8s.io/klog/v2"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/pool"
+)
+
+// gate says why a pod may not go to a node whatever its GPUs hold: what
+// kube-scheduler's own plugins look at first, as far as Nodes and pods tell it.
+// Affinity between pods, volumes and topology spread are not looked at.
+func (s *survey) gate(pod *v1.Pod) pool.Barred {
+	if s.nodes == nil {
+		return nil
+	}
+	affinity := nodeaffinity.GetRequiredNodeAffinity(pod)
+	wants := podresource.PodRequests(pod, podresource.PodResourcesOptions{})
+	used := s.used(pod)
+	return func(name string, more int) string {
+		node, ok := s.nodes[name]
+		if !ok {
+			return "is gone, and its GPUNode is still there"
+		}
+		if node.Spec.Unschedulable {
+			return "is cordoned"
+		}
+		if ok, err := affinity.Match(node); err != nil || !ok {
+			return "does not match the pod's nodeSelector or node affinity"
+		}
+		taint, bad := corev1.FindMatchingUntoleratedTaint(klog.Background(), node.Spec.Taints, pod.Spec.Tolerations,
+			func(t *v1.Taint) bool { return t.Effect != v1.TaintEffectPreferNoSchedule }, false)
+		if bad {
+			return fmt.Sprintf("has the taint %s, which the pod does not tolerate", taint.ToString())
+		}
+		return short(node, wants, used[name], more)
+	}
+}
+
+// compared are the resources that count; request-only ones exist in pods
+// alone.
+var compared = []v1.ResourceName{v1alpha1.ResourceGPU, v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage, v1.ResourcePods}
+
+// used adds up what pods other than this one have requested, by node.
+func (s *survey) used(but *v1.Pod) map[string]v1.ResourceList {
+	out := map[string]v1.ResourceList{}
+	for _, p := range s.pods {
+		if p.Spec.NodeName == "" || ended(p) || p.UID == but.UID && p.UID != "" {
+			continue
+		}
+		if out[p.Spec.NodeName] == nil {
+			out[p.Spec.NodeName] = v1.ResourceList{}
+		}
+		requests := podresource.PodRequests(p, podresource.PodResourcesOptions{})
+		requests[v1.ResourcePods] = *resource.NewQuantity(1, resource.DecimalSI)
+		for name, q := range requests {
+			sum := out[p.Spec.NodeName][name]
+			sum.Add(q)
+			out[p.Spec.NodeName][name] = sum
+		}
+	}
+	return out
+}
+
+// short says which resource a node lacks for one more of these pods.
+func short(node *v1.Node, wants, used v1.ResourceList, more int) string {
+	slots := node.Status.Allocatable[v1alpha1.ResourceGPU]
+	if slots.IsZero() {
+		return "offers no " + string(v1alpha1.ResourceGPU) + " to kubelet: its node agent is not running, or has nothing to offer"
+	}
+	for _, name := range compared {
+		want, asked := wants[name]
+		if name == v1.ResourcePods {
+			want, asked = *resource.NewQuantity(1, resource.DecimalSI), true
+		}
+		allocatable, known := node.Status.Allocatable[name]
+		if !asked || want.IsZero() || !known {
+			continue
+		}
+		need := used[name].DeepCopy()
+		all := want.DeepCopy()
+		all.Mul(int64(more + 1))
+		need.Add(all)
+		if need.Cmp(allocatable) > 0 {
+			return fmt.Sprintf("has too little %s left for the pod's request of %s", name, want.String())
+		}
+	}
+	return ""
+}

@@ -1,0 +1,342 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/pool"
+)
+
+// remarkColumns are kept for "4/8 free" and "max 3g.20gb" beside a map.
+const remarkColumns = 14
+
+// tightSlice is how wide a memory slice should be at least, in columns: where the
+// remarks would leave less, they go below the map.
+const tightSlice = 6
+
+// mostWaiting is how many waiting pods are listed.
+const mostWaiting = 10
+
+// maps draws everything.
+func (st *fleetStatus) maps(s *screen) []line {
+	var out []line
+	seen := map[pool.SpanState]bool{}
+	for i := range st.Nodes {
+		out = append(out, drawNode(s, &st.Nodes[i], seen)...)
+		out = append(out, line{})
+	}
+	out = append(out, s.flow(dim, explainSigns(seen))...)
+	out = append(out, s.wrap("", plain, "%s", st.totals())...)
+	return append(out, st.drawWaiting(s)...)
+}
+
+// drawNode is a heading, each GPU, and what an operator should know.
+func drawNode(s *screen, n *pool.NodePicture, seen map[pool.SpanState]bool) []line {
+	out := heading(s, n)
+	if n.Problem != "" {
+		return append(out, s.wrap("  ! ", red, "%s", n.Problem)...)
+	}
+	groups := alike(n.GPUs)
+	width := 0
+	for _, g := range groups {
+		width = max(width, columns(g.label()))
+	}
+	for _, g := range groups {
+		out = append(out, drawGPU(s, g, width, seen)...)
+	}
+	for _, c := range n.Conditions {
+		if (c.Type == v1alpha1.ConditionReady) == (c.Status == metav1.ConditionFalse) && c.Status != metav1.ConditionUnknown {
+			out = append(out, s.wrap("  ! ", amber, "%s: %s", c.Type, c.Message)...)
+		}
+	}
+	for _, p := range n.Preparations {
+		name := cmp.Or(p.Name, string(p.UID))
+		out = append(out, s.wrap("  • ", preparationStyle(p.Phase), "%s: %s", name, describePreparation(&p))...)
+	}
+	return out
+}
+
+func preparationStyle(phase v1alpha1.PodPhase) style {
+	if phase == v1alpha1.PodFailing || phase == v1alpha1.PodRefused {
+		return red
+	}
+	return plain
+}
+
+func describePreparation(p *pool.PreparationPicture) string {
+	return strings.TrimSuffix(strings.ToLower(string(p.Phase))+": "+p.Reason, ": ")
+}
+
+// heading names a node and what it has.
+func heading(s *screen, n *pool.NodePicture) []line {
+	models, used, idle := map[string]int{}, 0, 0
+	for _, g := range n.GPUs {
+		models[shortModel(g.Model)]++
+		for _, sp := range g.Spans {
+			switch {
+			case sp.State.Owned():
+				used++
+			case sp.State == pool.SpanIdle:
+				idle++
+			}
+		}
+	}
+	l := text(bold, "%s", n.Name)
+	if n.Problem != "" {
+		return []line{l}
+	}
+	free, all, largest := roomOf(n.GPUs)
+	l = l.add(plain, "  %s", counted(models))
+	rest := text(dim, "  %s", modesOf(n.GPUs)).add(plain, "  %d/%d free", free, all)
+	if largest != "" {
+		rest = rest.add(plain, ", max %s", largest)
+	}
+	rest = rest.add(dim, "  %d used, %d idle", used, idle)
+	if l.columns()+rest.columns() > s.width {
+		return []line{l, rest}
+	}
+	return []line{append(l, rest...)}
+}
+
+// shortModel leaves out what all of them begin with.
+func shortModel(m string) string { return strings.TrimPrefix(m, "NVIDIA ") }
+
+// counted is "2x A100-SXM4-40GB, 1x A30".
+func counted(of map[string]int) string {
+	var parts []string
+	for name, n := range of {
+		parts = append(parts, fmt.Sprintf("%dx %s", n, name))
+	}
+	slices.Sort(parts)
+	if len(parts) == 0 {
+		return "no GPUs"
+	}
+	return strings.Join(parts, ", ")
+}
+
+func modesOf(gpus []pool.GPUPicture) string {
+	var modes []string
+	for _, g := range gpus {
+		mode := g.Mode.Current
+		if g.Mode.Pending {
+			mode += " (" + g.Mode.Wanted + " pending)"
+		}
+		if !slices.Contains(modes, mode) {
+			modes = append(modes, mode)
+		}
+	}
+	return strings.Join(modes, ", ")
+}
+
+// roomOf adds up the free memory slices, and finds the largest profile that fits.
+func roomOf(gpus []pool.GPUPicture) (free, all int, largest string) {
+	most := -1
+	for i := range gpus {
+		g := &gpus[i]
+		free += g.FreeSlices
+		all += g.MemorySlices
+		if size := sizeOf(g); g.LargestFree != "" && size > most {
+			largest, most = g.LargestFree, size
+		}
+	}
+	return free, all, largest
+}
+
+// sizeOf ranks a GPU's largest free profile: by what it is of the GPU's memory.
+func sizeOf(g *pool.GPUPicture) int {
+	for i, f := range g.Fits {
+		if f.Profile == g.LargestFree {
+			return int(g.MemoryMiB) * (i + 1) / len(g.Fits)
+		}
+	}
+	return 0
+}
+
+// gpuGroup is a GPU, or several idle ones of a kind that look the same.
+type gpuGroup struct {
+	*pool.GPUPicture
+	last int32 // index
+}
+
+func (g gpuGroup) label() string {
+	if g.last > g.Index {
+		return fmt.Sprintf("  GPU %d-%d ", g.Index, g.last)
+	}
+	return fmt.Sprintf("  GPU %d ", g.Index)
+}
+
+// alike draws idle neighbours once.
+func alike(gpus []pool.GPUPicture) []gpuGroup {
+	var out []gpuGroup
+	for i := range gpus {
+		g := &gpus[i]
+		if n := len(out); n > 0 {
+			before := &out[n-1]
+			if len(g.Spans)+len(before.Spans) == 0 && before.Model == g.Model && before.Offered == g.Offered &&
+				before.Reason == g.Reason && before.last+1 == g.Index {
+				before.last = g.Index
+				continue
+			}
+		}
+		out = append(out, gpuGroup{g, g.Index})
+	}
+	return out
+}
+
+// drawGPU is a map with its label and remarks, and why nothing new is placed there.
+func drawGPU(s *screen, g gpuGroup, label int, seen map[pool.SpanState]bool) []line {
+	for _, sp := range g.Spans {
+		seen[sp.State] = true
+	}
+	upper, lower, st := remarks(g.GPUPicture)
+	room := s.width - label - remarkColumns
+	var third []line
+	if room/max(1, g.MemorySlices) < tightSlice {
+		room = s.width - label
+		third = []line{text(st, "%s%s", pad("", label), strings.TrimSuffix(upper+", "+lower, ", "))}
+		upper, lower = "", ""
+	}
+	profiles, pods := drawMap(g.GPUPicture, columnsPerSlice(room, g.MemorySlices))
+	first := append(line{{pad(g.label(), label), plain}}, profiles...).add(st, " %s", upper)
+	second := append(line{{pad("", label), plain}}, pods...).add(st, " %s", lower)
+	out := append([]line{first, second}, third...)
+	if g.Reason != "" {
+		out = append(out, s.wrap(pad("", label)+"! ", amber, "%s", g.Reason)...)
+	}
+	return out
+}
+
+// remarks beside a map.
+func remarks(g *pool.GPUPicture) (upper, lower string, st style) {
+	switch {
+	case g.Health != v1alpha1.Healthy:
+		return "unhealthy", "", red
+	case !g.Offered:
+		return "not offered", "", amber
+	case g.LargestFree != "":
+		return fmt.Sprintf("%d/%d free", g.FreeSlices, g.MemorySlices), "max " + g.LargestFree, plain
+	case g.FreeSlices == 0:
+		return "full", "", dim
+	default:
+		return fmt.Sprintf("%d/%d free", g.FreeSlices, g.MemorySlices), "nothing fits", dim
+	}
+}
+
+// explainSigns is the legend of the signs that were drawn.
+func explainSigns(seen map[pool.SpanState]bool) []string {
+	var parts []string
+	for _, l := range legend {
+		if slices.ContainsFunc(l.states, func(st pool.SpanState) bool { return seen[st] }) {
+			parts = append(parts, l.sign+" "+l.means)
+		}
+	}
+	return parts
+}
+
+// totals is one sentence for all.
+func (st *fleetStatus) totals() string {
+	var gpus []pool.GPUPicture
+	for _, n := range st.Nodes {
+		gpus = append(gpus, n.GPUs...)
+	}
+	if len(gpus) == 0 {
+		return "No GPUs to show."
+	}
+	free, all, largest := roomOf(gpus)
+	t := fmt.Sprintf("%s, %s: %d of %d memory slices are free", plural(len(st.Nodes), "node"), plural(len(gpus), "GPU"), free, all)
+	if largest == "" {
+		return t + ", and nothing more fits."
+	}
+	return t + ", the largest free profile is " + largest + "."
+}
+
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// drawWaiting lists the pods that wait, the oldest first.
+func (st *fleetStatus) drawWaiting(s *screen) []line {
+	if len(st.Waiting) == 0 {
+		return nil
+	}
+	verb := "waits"
+	if len(st.Waiting) > 1 {
+		verb = "wait"
+	}
+	out := []line{text(amber, "%s %s; kubectl mig explain pod NAME says why:", plural(len(st.Waiting), "pod"), verb)}
+	for i, w := range st.Waiting {
+		if i == mostWaiting {
+			return append(out, text(dim, "  ... and %d more", len(st.Waiting)-i))
+		}
+		out = append(out, line{}.add(plain, "  %s", w.name()).add(dim, "  %s", w.Request))
+	}
+	return out
+}
+
+func (w *waitingPod) name() string {
+	if w.Namespace == v1.NamespaceDefault {
+		return w.Name
+	}
+	return w.Namespace + "/" + w.Name
+}
+
+// table has a row for each GPU.
+func (st *fleetStatus) table(wide bool) *table {
+	t := &table{heads: []string{"NODE", "GPU", "MODEL", "MODE", "HEALTH", "USED", "IDLE", "FREE", "LARGEST"}, optional: 2}
+	if wide {
+		t.heads = append(t.heads, "FRAG", "STRANDED", "TEMPLATE", "UUID", "PODS")
+		t.optional = 0
+	}
+	for i := range st.Nodes {
+		n := &st.Nodes[i]
+		for k := range n.GPUs {
+			t.add(row(n, &n.GPUs[k], wide)...)
+		}
+	}
+	return t
+}
+
+func row(n *pool.NodePicture, g *pool.GPUPicture, wide bool) []piece {
+	used, idle, pods := 0, 0, []string{}
+	for i := range g.Spans {
+		switch sp := &g.Spans[i]; {
+		case sp.State.Owned():
+			used++
+			if name := ownerName(sp); !slices.Contains(pods, name) {
+				pods = append(pods, name)
+			}
+		case sp.State == pool.SpanIdle:
+			idle++
+		}
+	}
+	health := piece{string(g.Health), plain}
+	if g.Health != v1alpha1.Healthy {
+		health.style = red
+	}
+	cells := []piece{
+		{n.Name, plain}, {fmt.Sprint(g.Index), plain}, {shortModel(g.Model), plain}, {modesOf([]pool.GPUPicture{*g}), plain}, health,
+		{fmt.Sprint(used), plain}, {fmt.Sprint(idle), plain}, {fmt.Sprintf("%d/%d", g.FreeSlices, g.MemorySlices), plain},
+		{cmp.Or(g.LargestFree, "-"), plain},
+	}
+	if !wide {
+		return cells
+	}
+	template := "-"
+	if g.Template != nil {
+		template = fmt.Sprintf("%d of %d", *g.Template+1, g.Templates)
+	}
+	return append(cells, piece{fmt.Sprintf("%.1f", g.Fragmentation), plain}, piece{fmt.Sprint(g.Stranded), plain},
+		piece{template, plain}, piece{g.UUID, plain}, piece{cmp.Or(strings.Join(pods, ","), "-"), plain})
+}
