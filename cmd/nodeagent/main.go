@@ -4,6 +4,10 @@
 // Command nodeagent runs on each GPU node: it creates the MIG instances that the
 // node's pods own, hands them to kubelet and the container runtime, and reports
 // the node's GPUs. It only wires packages together; decisions are in pkg/agent.
+//
+//	nodeagent [flags]        serve the node
+//	nodeagent check [flags]  say whether this node can do dynamic MIG
+//	nodeagent facts [flags]  record what its GPUs are
 package main
 
 import (
@@ -32,7 +36,12 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
-	err := run(ctx, os.Args[1:], os.Stderr)
+	var err error
+	if len(os.Args) > 1 && subcommands[os.Args[1]] != nil {
+		err = subcommands[os.Args[1]](ctx, os.Args[2:], os.Stdout, os.Stderr)
+	} else {
+		err = run(ctx, os.Args[1:], os.Stderr)
+	}
 	if errors.Is(err, flag.ErrHelp) {
 		return
 	}

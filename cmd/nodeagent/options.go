@@ -51,9 +51,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.SetOutput(out)
 	flags.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "`name` of the Node object (default $NODE_NAME)")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server (default: as a pod does)")
-	flags.StringVar(&o.driver, "driver", driverNative, "NVML to use: `native or sim`")
-	flags.StringVar(&o.driverRoot, "driver-root", "/", "with --driver=native: `directory` where the driver's root file system is mounted, with its libraries and /dev")
-	flags.StringVar(&o.simRoot, "sim-root", "", "with --driver=sim: `directory` of the simulated node")
+	o.driverFlags(flags)
 	flags.StringVar(&o.deviceConfig, "device-config", "", "device configuration `file`, HAMi's device-config.yaml (default: none)")
 	flags.StringVar(&o.nodeConfig, "node-config", "", "node configuration `file`, HAMi's config.json (default: none, so that nothing is offered)")
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/dynamig", "`directory` for what must survive restarts")
@@ -63,11 +61,8 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.StringVar(&o.hamiCoreDir, "hami-core-dir", "/usr/local/vgpu", "`directory` of the host with HAMi-core's libvgpu.so, for GPUs in mode hami-core; the agent must see it under the same path and may write there")
 	flags.StringVar(&o.hamiCoreLock, "hami-core-lock-dir", "/tmp/vgpulock", "`directory` of the host for the lock that all processes with HAMi-core share")
 	addVerbosity(flags)
-	if err := flags.Parse(args); err != nil {
+	if err := parseAll(flags, args); err != nil {
 		return o, err
-	}
-	if flags.NArg() > 0 {
-		return o, fmt.Errorf("argument %q is unknown; nodeagent takes flags only, see --help", flags.Arg(0))
 	}
 	return o, o.check()
 }
@@ -83,9 +78,14 @@ func addVerbosity(flags *flag.FlagSet) {
 }
 
 func (o *options) check() error {
-	switch {
-	case o.nodeName == "":
+	if o.nodeName == "" {
 		return errors.New("--node-name is empty; give the name of this machine's Node object, or set NODE_NAME from spec.nodeName")
+	}
+	return o.checkDriver()
+}
+
+func (o *options) checkDriver() error {
+	switch {
 	case o.driver == driverNative && !native.Built:
 		return errors.New("--driver=native is not in this program, which was built without cgo; build it with CGO_ENABLED=1 and a C compiler, or use --driver=sim with --sim-root")
 	case o.driver != driverNative && o.driver != driverSim:

@@ -4,9 +4,11 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/dynamig/dynamig/pkg/geometry/boards"
 	"github.com/dynamig/dynamig/pkg/nvml"
+	"github.com/dynamig/dynamig/pkg/nvml/facts"
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
 )
 
@@ -24,9 +27,10 @@ func (a *app) createNode() *cobra.Command {
 		gpus    []string
 		mig     string
 		latency []string
+		record  string
 	)
 	cmd := &cobra.Command{
-		Use:   "create-node --gpu BOARD[,count=N][,mig=on|off][,numa=N][,memory=MiB][,profile-memory=ID:MiB][,product=NAME]...",
+		Use:   "create-node --facts FILE | --gpu BOARD[,count=N][,mig=on|off][,numa=N][,memory=MiB][,profile-memory=ID:MiB][,product=NAME][,vgpu=on]...",
 		Short: "Make a simulated node below --root",
 		Long: `create-node makes a simulated node below --root, which must not hold one yet.
 
@@ -34,6 +38,8 @@ Each --gpu adds GPUs of a board, named by its key or by an NVML product name (se
 "simgpu boards"). Where memory sizes of a board are not known, give memory=MiB of
 the whole GPU and profile-memory=ID:MiB of each such profile, by reported id. A GPU
 without MIG is written "none,product=NAME,memory=MiB".
+
+With --facts the node is like one that "nodeagent facts" has recorded.
 
 Character devices need the right to make them (root); without it they are plain
 files, and "list -o json" says plainDevices.`,
@@ -45,6 +51,11 @@ files, and "list -o json" says plainDevices.`,
 			on, err := parseOnOff(mig)
 			if err != nil {
 				return fmt.Errorf("reading --mig: %w", err)
+			}
+			if record != "" {
+				if err := readFacts(&spec, record); err != nil {
+					return err
+				}
 			}
 			for _, text := range gpus {
 				some, err := parseGPUs(text, on)
@@ -66,8 +77,25 @@ files, and "list -o json" says plainDevices.`,
 	f.StringVar(&spec.DriverVersion, "driver-version", "", "version of the driver (default a recent one)")
 	f.StringVar(&spec.Seed, "seed", "", "makes all UUIDs foreseeable")
 	f.BoolVar(&spec.PlainDevices, "plain-devices", false, "make plain files instead of character devices")
-	required(cmd, "gpu")
+	f.StringVar(&record, "facts", "", "`file` that nodeagent facts has written")
+	cmd.MarkFlagsOneRequired("gpu", "facts")
+	cmd.MarkFlagsMutuallyExclusive("gpu", "facts")
 	return cmd
+}
+
+// readFacts adds the GPUs and the driver of a record to spec; flags win.
+func readFacts(spec *sim.Spec, file string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("reading --facts: %w", err)
+	}
+	node, err := facts.Decode(text)
+	if err != nil {
+		return fmt.Errorf("reading --facts %s: %w", file, err)
+	}
+	recorded := sim.FromFacts(node)
+	spec.GPUs, spec.DriverVersion = recorded.GPUs, cmp.Or(spec.DriverVersion, recorded.DriverVersion)
+	return nil
 }
 
 // parseGPUs reads one --gpu flag.
@@ -93,8 +121,10 @@ func parseGPUs(text string, on bool) ([]sim.GPUSpec, error) {
 			err = addProfileMemory(&spec, value)
 		case "product":
 			spec.Product = value
+		case "vgpu":
+			spec.VGPU, err = parseOnOff(value)
 		default:
-			err = fmt.Errorf("%q is none of count, mig, numa, memory, profile-memory and product", key)
+			err = fmt.Errorf("%q is none of count, mig, numa, memory, profile-memory, product and vgpu", key)
 		}
 		if err != nil {
 			return nil, err

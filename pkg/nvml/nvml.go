@@ -43,9 +43,11 @@ type GPU struct {
 	Name         string // NVML product name, such as "NVIDIA A100-SXM4-40GB"
 	Architecture Architecture
 	PCIBusID     string // "00000000:07:00.0"
+	PCIDeviceID  string // device and vendor, "0x20B010DE"; empty where unknown
 	MemoryMiB    int    // total
 	NUMANode     int    // -1 where unknown
 	MIGCapable   bool   // nvmlDeviceGetMigMode is supported
+	VGPU         bool   // the machine is a guest and the GPU a part that its host gave it
 }
 
 // MIGMode says whether a GPU is in MIG mode. Current and Pending differ while a
@@ -66,6 +68,20 @@ type Profile struct {
 	Size          int   // memory slices
 	Starts        []int // first memory slices, ascending
 	Max           int   // instances of this profile at once, as reported (A30 reports wrongly)
+
+	// Enum is the number that NVML's calls take for the profile. It is for records
+	// of hardware; everybody else uses ID.
+	Enum    int
+	Engines Engines
+}
+
+// Engines are those that one instance has; all 0 where unknown.
+type Engines struct {
+	Copy    int `json:"copy"`
+	Decoder int `json:"decoder"`
+	Encoder int `json:"encoder"`
+	JPEG    int `json:"jpeg"`
+	OFA     int `json:"ofa"` // optical flow
 }
 
 // NoCI marks an Instance whose compute instance does not exist.

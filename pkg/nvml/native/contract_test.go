@@ -8,7 +8,10 @@ package native
 import (
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/dynamig/dynamig/pkg/nvml"
+	"github.com/dynamig/dynamig/pkg/nvml/facts"
 	"github.com/dynamig/dynamig/pkg/nvml/native/simnvml"
 	"github.com/dynamig/dynamig/pkg/nvml/nvmltest"
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
@@ -26,6 +29,28 @@ func TestContractOverTheSimulation(t *testing.T) {
 				return haunted{open(t, library), library}
 			})
 		})
+	}
+}
+
+// Whatever the simulation says of its GPUs, native says the same.
+func TestFactsAreThoseOfTheSimulation(t *testing.T) {
+	var gpus []sim.GPUSpec
+	for _, board := range boards {
+		gpus = append(gpus, sim.GPUSpec{Board: board, NUMANode: -1})
+	}
+	library := node(t, append(gpus, sim.GPUSpec{Product: "Tesla T4", MemoryMiB: 15360, NUMANode: -1},
+		sim.GPUSpec{Product: "GRID A100-10C", MemoryMiB: 10240, NUMANode: -1, VGPU: true})...)
+	native, err := facts.Record(open(t, library), facts.Source{})
+	must(t, err)
+	simulated, err := facts.Record(library.Driver(), facts.Source{})
+	must(t, err)
+	for i := range simulated.GPUs {
+		if !simulated.GPUs[i].MIGCapable {
+			simulated.GPUs[i].Architecture = "Turing" // the simulation does not know it
+		}
+	}
+	if diff := cmp.Diff(simulated, native); diff != "" {
+		t.Errorf("facts (-simulation +native):\n%s", diff)
 	}
 }
 

@@ -167,6 +167,14 @@ func (d *Driver) facts(index int, id nvml.GPUID, device lib.Device) (nvml.GPU, e
 	pci, ret := device.GetPciInfo()
 	read("PCI address", ret)
 	gpu.PCIBusID = text(pci.BusId[:])
+	if pci.PciDeviceId != 0 {
+		gpu.PCIDeviceID = fmt.Sprintf("0x%08X", pci.PciDeviceId)
+	}
+	virtualization, ret := device.GetVirtualizationMode()
+	if ret != lib.ERROR_NOT_SUPPORTED {
+		read("virtualization", ret)
+	}
+	gpu.VGPU = virtualization == lib.GPU_VIRTUALIZATION_MODE_VGPU
 	architecture, ret := device.GetArchitecture()
 	read("generation", ret)
 	gpu.Architecture = generation(architecture)

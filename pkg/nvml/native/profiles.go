@@ -21,7 +21,6 @@ import (
 // profile is a GPU instance profile with both of its numbers (T1).
 type profile struct {
 	nvml.Profile
-	enum int // GPU_INSTANCE_PROFILE_*, what calls take
 	info lib.GpuInstanceProfileInfo
 }
 
@@ -106,10 +105,14 @@ func (d *Driver) read(device lib.Device, enum int, info lib.GpuInstanceProfileIn
 	if err != nil {
 		return profile{}, err
 	}
-	p := profile{enum: enum, info: info, Profile: nvml.Profile{
+	p := profile{info: info, Profile: nvml.Profile{
 		ID: nvml.ProfileID(info.Id), MemoryMiB: int(info.MemorySizeMB), SMs: int(info.MultiprocessorCount),
 		ComputeSlices: int(info.SliceCount), Size: int(placements[0].Size), Max: int(info.InstanceCount),
-		Name: cmp.Or(name, madeName(enum, info, totalMiB)),
+		Name: cmp.Or(name, madeName(enum, info, totalMiB)), Enum: enum,
+		Engines: nvml.Engines{
+			Copy: int(info.CopyEngineCount), Decoder: int(info.DecoderCount), Encoder: int(info.EncoderCount),
+			JPEG: int(info.JpegCount), OFA: int(info.OfaCount),
+		},
 	}}
 	for _, at := range placements {
 		if int(at.Size) != p.Size {

@@ -187,7 +187,7 @@ func TestMemoryIsWhatThisDriverReports(t *testing.T) {
 }
 
 func TestGPUThatIsUnlikeOthersIsAnError(t *testing.T) {
-	for _, call := range []string{"GetMinorNumber", "GetName", "GetMemoryInfo", "GetPciInfo", "GetArchitecture", "GetMigMode", "GetUUID", "DeviceGetCount", "DeviceGetHandleByIndex"} {
+	for _, call := range []string{"GetMinorNumber", "GetName", "GetMemoryInfo", "GetPciInfo", "GetArchitecture", "GetVirtualizationMode", "GetMigMode", "GetUUID", "DeviceGetCount", "DeviceGetHandleByIndex"} {
 		d, library, _ := one(t, "A30-24GB")
 		library.Fault(call, 1, lib.ERROR_UNKNOWN)
 		if gpus, err := d.GPUs(); !errors.Is(err, nvml.ErrUnknown) || gpus != nil {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/dynamig/dynamig/pkg/geometry/boards"
 	"github.com/dynamig/dynamig/pkg/nvml"
+	"github.com/dynamig/dynamig/pkg/nvml/facts"
 )
 
 // Spec describes a simulated node.
@@ -40,6 +41,11 @@ type GPUSpec struct {
 	Board   string
 	Product string // NVML product name; empty: the board's own
 
+	// Facts makes a GPU as it was recorded on a real node, instead of Board, Product
+	// and memory.
+	Facts *facts.GPU
+
+	VGPU     bool // a vGPU of a virtual machine; it cannot do MIG
 	MIG      bool // MIG mode is on from the start
 	NUMANode int  // -1: not known
 
@@ -137,9 +143,16 @@ func (s *State) addGPU(index int, spec GPUSpec) error {
 		MemoryMiB:        spec.MemoryMiB,
 		NUMANode:         spec.NUMANode,
 		ProfileMemoryMiB: spec.ProfileMemoryMiB,
+		VGPU:             spec.VGPU,
+	}
+	if spec.Facts != nil {
+		return s.addRecordedGPU(g, spec)
 	}
 	if spec.Board == "" {
 		return s.addPlainGPU(g, spec)
+	}
+	if spec.VGPU {
+		return errors.New("a vGPU cannot do MIG: give Product and MemoryMiB instead of a board")
 	}
 	board, product, err := boardNamed(spec.Board)
 	if err != nil {
@@ -156,6 +169,9 @@ func (s *State) addMIGGPU(g GPU, spec GPUSpec, board boards.Board) error {
 		return err
 	}
 	g.Model, g.Architecture = board.Key, nvml.Architecture(board.Architecture)
+	if len(board.PCI) > 0 {
+		g.PCIDeviceID = "0x" + board.PCI[0] + "10DE"
+	}
 	g.MemoryMiB = cmp.Or(spec.MemoryMiB, board.MemoryMiB)
 	g.Current, g.Pending = spec.MIG, spec.MIG
 	if g.MemoryMiB <= 0 {

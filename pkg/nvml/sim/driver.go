@@ -49,6 +49,8 @@ func (g *GPU) facts() nvml.GPU {
 		Name:         g.Name,
 		Architecture: g.Architecture,
 		PCIBusID:     g.PCIBusID,
+		PCIDeviceID:  g.PCIDeviceID,
+		VGPU:         g.VGPU,
 		MemoryMiB:    g.MemoryMiB,
 		NUMANode:     g.NUMANode,
 		MIGCapable:   g.Model != "",
@@ -88,6 +90,8 @@ func (g *GPU) reported(p Profile) nvml.Profile {
 		Size:          p.Size,
 		Starts:        slices.Clone(p.Starts),
 		Max:           p.ReportedMax,
+		Enum:          p.Enum,
+		Engines:       p.Engines,
 	}
 }
 

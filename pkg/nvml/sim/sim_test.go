@@ -229,8 +229,8 @@ func TestFactsComeFromBoardAndSpec(t *testing.T) {
 	got, err := d.GPUs()
 	must(t, err)
 	want := []nvml.GPU{
-		{Index: 0, Minor: 0, Name: "NVIDIA A100-PCIE-40GB", Architecture: nvml.Ampere, PCIBusID: "00000000:07:00.0", MemoryMiB: 40960, NUMANode: 1, MIGCapable: true},
-		{Index: 1, Minor: 1, Name: "NVIDIA A30X", Architecture: nvml.Ampere, PCIBusID: "00000000:08:00.0", MemoryMiB: 20000, MIGCapable: true},
+		{Index: 0, Minor: 0, Name: "NVIDIA A100-PCIE-40GB", Architecture: nvml.Ampere, PCIBusID: "00000000:07:00.0", PCIDeviceID: "0x20B010DE", MemoryMiB: 40960, NUMANode: 1, MIGCapable: true},
+		{Index: 1, Minor: 1, Name: "NVIDIA A30X", Architecture: nvml.Ampere, PCIBusID: "00000000:08:00.0", PCIDeviceID: "0x20B710DE", MemoryMiB: 20000, MIGCapable: true},
 	}
 	for i := range want {
 		want[i].ID = got[i].ID

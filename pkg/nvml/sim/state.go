@@ -65,6 +65,7 @@ type Profile struct {
 	Starts        []int          `json:"starts"`
 	Max           int            `json:"max"`         // enforced
 	ReportedMax   int            `json:"reportedMax"` // what NVML says, which is wrong on the A30
+	Engines       nvml.Engines   `json:"engines"`     // all 0: not known
 }
 
 // GPU is one simulated GPU.
@@ -75,6 +76,8 @@ type GPU struct {
 	Name             string                 `json:"name"`
 	Architecture     nvml.Architecture      `json:"architecture"`
 	PCIBusID         string                 `json:"pciBusID"`
+	PCIDeviceID      string                 `json:"pciDeviceID,omitempty"`
+	VGPU             bool                   `json:"vgpu,omitempty"`
 	MemoryMiB        int                    `json:"memoryMiB"`
 	NUMANode         int                    `json:"numaNode"`
 	Model            string                 `json:"model,omitempty"` // key of State.Models, empty when not MIG capable

@@ -7,6 +7,7 @@ package simnvml
 
 import (
 	"slices"
+	"strconv"
 
 	lib "github.com/NVIDIA/go-nvml/pkg/nvml"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock"
@@ -93,7 +94,23 @@ func (d *device) GetPciInfo() (lib.PciInfo, lib.Return) {
 	for i, c := range []byte(d.facts.PCIBusID) {
 		info.BusId[i] = int8(c)
 	}
+	if d.facts.PCIDeviceID != "" {
+		id, err := strconv.ParseUint(d.facts.PCIDeviceID, 0, 32)
+		if err != nil {
+			panic(err)
+		}
+		info.PciDeviceId = uint32(id)
+	}
 	return info, ret
+}
+
+// GetVirtualizationMode implements nvml.Device.
+func (d *device) GetVirtualizationMode() (lib.GpuVirtualizationMode, lib.Return) {
+	_, ret := d.enter("GetVirtualizationMode")
+	if d.facts.VGPU {
+		return lib.GPU_VIRTUALIZATION_MODE_VGPU, ret
+	}
+	return lib.GPU_VIRTUALIZATION_MODE_NONE, ret
 }
 
 var architectures = map[nvml.Architecture]lib.DeviceArchitecture{
@@ -159,6 +176,8 @@ func (d *device) GetGpuInstanceProfileInfo(enum int) (lib.GpuInstanceProfileInfo
 	return lib.GpuInstanceProfileInfo{
 		Id: uint32(p.ID), SliceCount: uint32(p.ComputeSlices), InstanceCount: uint32(p.ReportedMax),
 		MultiprocessorCount: uint32(p.SMs), MemorySizeMB: uint64(p.MemoryMiB),
+		CopyEngineCount: uint32(p.Engines.Copy), DecoderCount: uint32(p.Engines.Decoder), EncoderCount: uint32(p.Engines.Encoder),
+		JpegCount: uint32(p.Engines.JPEG), OfaCount: uint32(p.Engines.OFA),
 	}, lib.SUCCESS
 }
 

@@ -1,0 +1,102 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/dynamig/dynamig/pkg/nodecheck"
+	"github.com/dynamig/dynamig/pkg/nvml/facts"
+	"github.com/dynamig/dynamig/pkg/nvml/sim"
+)
+
+// simNode makes a simulated node and returns its root.
+func simNode(t *testing.T, spec sim.Spec) string {
+	t.Helper()
+	root := t.TempDir()
+	spec.PlainDevices = true
+	if err := sim.Create(root, spec); err != nil {
+		t.Fatal(err)
+	}
+	return root
+}
+
+func TestFactsAreRecordedAndPlayedBack(t *testing.T) {
+	record := func(root string, more ...string) facts.Node {
+		t.Helper()
+		var out bytes.Buffer
+		if err := runFacts(context.Background(), append([]string{"--driver=sim", "--sim-root=" + root}, more...), &out, os.Stderr); err != nil {
+			t.Fatal(err)
+		}
+		node, err := facts.Decode(out.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return node
+	}
+	first := record(simNode(t, sim.Spec{GPUs: []sim.GPUSpec{{Board: "A100-40GB", MIG: true}, {Board: "H100-80GB"}}}))
+	if first.Source.Confidence != facts.Simulated || len(first.MIGMinors) != migMinorLines || first.MIGMinors[2] != "gpu0/gi0/access 3" {
+		t.Errorf("source is %+v and minors %v; want a simulated source and the driver's table", first.Source, first.MIGMinors)
+	}
+	root := simNode(t, sim.FromFacts(first))
+	if diff := cmp.Diff(first, record(root)); diff != "" {
+		t.Errorf("facts of the copy (-first +copy):\n%s", diff)
+	}
+	if got := len(record(root, "--exercise=0").GPUs[0].Exercise); got != 25 {
+		t.Errorf("--exercise tried %d placements; want 25", got)
+	}
+}
+
+func TestCheckOfAGoodNode(t *testing.T) {
+	dir := t.TempDir()
+	for _, file := range []string{"kubelet/device-plugins/kubelet.sock", "kubelet/pod-resources/kubelet.sock", "etc/containerd/config.toml"} {
+		path := filepath.Join(dir, file)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("version = 3\n"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	args := []string{
+		"--driver=sim", "--sim-root=" + simNode(t, sim.Spec{GPUs: []sim.GPUSpec{{Board: "H100-80GB"}}}), "--proc-dir=" + t.TempDir(),
+		"--kubelet-dir=" + dir + "/kubelet", "--etc-dir=" + dir + "/etc", "--cdi-dir=" + dir + "/cdi", "-o=json",
+	}
+	var out bytes.Buffer
+	err := runCheck(context.Background(), args, &out, os.Stderr)
+	var findings []nodecheck.Finding
+	if err := json.Unmarshal(out.Bytes(), &findings); err != nil {
+		t.Fatalf("output is no JSON: %v", err)
+	}
+	for _, f := range findings {
+		if f.Level == nodecheck.Problem && f.Subject != "user" {
+			t.Errorf("finding %+v; want no problem", f)
+		}
+	}
+	if root := os.Getuid() == 0; root != (err == nil) {
+		t.Errorf("runCheck as user %d = %v", os.Getuid(), err)
+	}
+}
+
+func TestCheckOfAnEmptyMachine(t *testing.T) {
+	dir := t.TempDir()
+	var out bytes.Buffer
+	err := runCheck(context.Background(), []string{
+		"--driver-root=" + dir, "--kubelet-dir=" + dir, "--etc-dir=" + dir, "--cdi-dir=" + dir,
+	}, &out, os.Stderr)
+	if !errors.Is(err, errProblems) {
+		t.Errorf("runCheck = %v; want %v", err, errProblems)
+	}
+	for _, line := range []string{"Problem  driver", "Problem  kubelet", "OK       CDI", "Note     runtime", "Note     cluster"} {
+		if !strings.Contains(out.String(), line) {
+			t.Errorf("no line %q in:\n%s", line, out.String())
+		}
+	}
+}

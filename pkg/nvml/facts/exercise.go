@@ -1,0 +1,93 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package facts
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/dynamig/dynamig/pkg/nvml"
+)
+
+// Exercise creates and destroys an instance at each placement of GPU index, and
+// adds to its record what that gave. The GPU must be in MIG mode, have no instance
+// and no process. It stops at the first instance that cannot be destroyed.
+func Exercise(d nvml.Driver, node *Node, index int) error {
+	gpus, err := d.GPUs()
+	if err != nil {
+		return err
+	}
+	if index < 0 || index >= len(gpus) || index >= len(node.GPUs) {
+		return fmt.Errorf("exercising GPU %d: the node has %d GPUs; name one of them", index, len(gpus))
+	}
+	id, g := gpus[index].ID, &node.GPUs[index]
+	if err := idle(d, id); err != nil {
+		return fmt.Errorf("exercising GPU %d: %w", index, err)
+	}
+	for _, p := range g.Profiles {
+		for _, start := range p.Starts {
+			t, err := try(d, id, p.ID, start)
+			g.Exercise = append(g.Exercise, t)
+			if err != nil {
+				return fmt.Errorf("exercising GPU %d: %w", index, err)
+			}
+		}
+	}
+	return nil
+}
+
+// idle refuses a GPU that anybody uses.
+func idle(d nvml.Driver, id nvml.GPUID) error {
+	mode, err := d.MIGMode(id)
+	if err != nil {
+		return err
+	}
+	if !mode.Current {
+		return errors.New("MIG mode is off; turn it on first")
+	}
+	instances, err := d.Instances(id)
+	if err != nil {
+		return err
+	}
+	processes, err := d.Processes(id, nvml.WholeGPU)
+	if err != nil {
+		return err
+	}
+	if len(instances)+len(processes) > 0 {
+		return fmt.Errorf("it has %d instances and %d processes; choose an empty GPU", len(instances), len(processes))
+	}
+	return nil
+}
+
+// try creates and destroys one instance. What the driver refuses is in the trial;
+// the error is of what is left behind.
+func try(d nvml.Driver, id nvml.GPUID, profile, start int) (Trial, error) {
+	t := Trial{ID: profile, Start: start, GI: -1, CI: nvml.NoCI}
+	began := time.Now()
+	gi, err := d.CreateGPUInstance(id, nvml.ProfileID(profile), start)
+	if err != nil {
+		t.Error = err.Error()
+		return t, nil
+	}
+	t.GI = gi.GI
+	whole, err := d.CreateComputeInstance(id, gi.GI)
+	t.CreateMillis = time.Since(began).Milliseconds()
+	began = time.Now()
+	if err != nil {
+		t.Error = err.Error()
+	} else {
+		t.CI = whole.CI
+		if err := d.DestroyComputeInstance(id, gi.GI, whole.CI); err != nil {
+			t.Error = err.Error()
+			return t, err
+		}
+	}
+	err = d.DestroyGPUInstance(id, gi.GI)
+	t.DestroyMillis = time.Since(began).Milliseconds()
+	if err != nil {
+		t.Error = err.Error()
+	}
+	return t, err
+}
