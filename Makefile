@@ -62,6 +62,10 @@ fuzz: ## Fuzz each parser for FUZZTIME (default 10s)
 bench-geometry: ## Time placement decisions
 	@go test -run '^$$' -bench . -benchmem ./pkg/geometry/ ./pkg/pool/
 
+.PHONY: bench-packing
+bench-packing: ## Compare how policies pack a fleet; writes docs/packing.*; OPENB=DIR adds the openb trace
+	@go run ./test/packing $(if $(OPENB),-openb '$(OPENB)')
+
 .PHONY: bench-scheduler
 bench-scheduler: ## Compare with the stock scheduler in upstream's scheduler_perf
 	@hack/bench-scheduler.sh

@@ -19,9 +19,10 @@ type policy interface {
 	// choose returns a spot for each device of a job of this class, all on one
 	// node, and false when it finds none. It changes nothing.
 	choose(class int) ([]Spot, bool)
-	// took and gave tell that a job now has its spots, or has them no longer.
-	took(class int, spots []Spot)
-	gave(class int, spots []Spot)
+	// took and gave tell that a job now has the spots just chosen, or has its spots
+	// no longer.
+	took(class int, spots []Spot) error
+	gave(class int, spots []Spot) error
 }
 
 // gauge is what is measured at one moment.
@@ -79,8 +80,7 @@ func (c *cluster) place(class int, spots []Spot) error {
 			return err
 		}
 	}
-	c.policy.took(class, spots)
-	return nil
+	return c.policy.took(class, spots)
 }
 
 func (c *cluster) remove(class int, spots []Spot) error {
@@ -89,8 +89,7 @@ func (c *cluster) remove(class int, spots []Spot) error {
 			return err
 		}
 	}
-	c.policy.gave(class, spots)
-	return nil
+	return c.policy.gave(class, spots)
 }
 
 // change puts an instance (by is 1) or removes it (-1).

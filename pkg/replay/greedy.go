@@ -73,8 +73,8 @@ func (a cost) less(b cost) bool {
 
 func (a cost) plus(b cost) cost { return cost{a.oversize + b.oversize, a.score + b.score} }
 
-func (g *greedy) took(int, []Spot) {}
-func (g *greedy) gave(int, []Spot) {}
+func (g *greedy) took(int, []Spot) error { return nil }
+func (g *greedy) gave(int, []Spot) error { return nil }
 
 func (g *greedy) choose(class int) ([]Spot, bool) {
 	if g.classes[class].devices > 1 {

@@ -79,21 +79,27 @@ func (m *model) inMiB() bool {
 func (h *hami) charge(s Spot) load {
 	m := h.fleet.models[h.fleet.gpus[s.GPU].model]
 	p, _ := m.catalogue.Model().Profile(s.Profile)
-	l := load{instances: 1, cores: (100*p.ComputeSlices + m.catalogue.Model().ComputeSlices() - 1) / m.catalogue.Model().ComputeSlices(), memory: p.Size}
+	part, whole := p.ComputeSlices, m.catalogue.Model().ComputeSlices()
+	if full, ok := m.catalogue.Model().FullProfile(); ok && full.SMs > 0 && p.SMs > 0 {
+		part, whole = p.SMs, full.SMs
+	}
+	l := load{instances: 1, cores: (100*part + whole - 1) / whole, memory: p.Size}
 	if m.inMiB() {
 		l.memory = p.MemoryMiB
 	}
 	return l
 }
 
-func (h *hami) took(class int, spots []Spot) {
+func (h *hami) took(_ int, spots []Spot) error {
 	h.giver.took(spots)
 	h.count(spots, 1)
+	return nil
 }
 
-func (h *hami) gave(class int, spots []Spot) {
+func (h *hami) gave(_ int, spots []Spot) error {
 	h.giver.gave(spots)
 	h.count(spots, -1)
+	return nil
 }
 
 func (h *hami) count(spots []Spot, by int) {
