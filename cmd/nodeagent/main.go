@@ -19,7 +19,9 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
@@ -114,13 +116,17 @@ func serve(ctx context.Context, o *options, a *agent.Agent, plugin *deviceplugin
 		return nil
 	case <-a.Ready():
 	}
-	nodes, err := o.capabilities().ControlNodes()
-	if err != nil {
-		return fmt.Errorf("finding the driver's control devices: %w; is the driver loaded?", err)
+	driver := o.driverFile()
+	if err := driver.write(); err != nil {
+		return err
 	}
-	if err := (cdi.Dir{Path: o.cdiDir}).WriteDriver(cdi.Edits{DeviceNodes: edits(nodes)}); err != nil {
-		return fmt.Errorf("%w; make --cdi-dir writable", err)
-	}
+	tick := time.NewTicker(driverCheck)
+	defer tick.Stop()
+	var keeping sync.WaitGroup
+	defer keeping.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	keeping.Go(func() { driver.keep(ctx, tick.C) })
 	klog.FromContext(ctx).V(2).Info("Serving kubelet")
 	return plugin.Run(ctx)
 }

@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -87,4 +88,32 @@ func TestDeviceNodesBecomeEdits(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("edits (-want +got):\n%s", diff)
 	}
+}
+
+func TestDriverFileFollowsTheLoadedDriver(t *testing.T) {
+	version, node, fails := "1", "/dev/one", error(nil)
+	dir := t.TempDir()
+	f := &driverFile{
+		dir: cdi.Dir{Path: dir}, version: func() string { return version },
+		edits: func() (cdi.Edits, error) { return cdi.Edits{DeviceNodes: []cdi.DeviceNode{{Path: node}}}, fails },
+	}
+	if err := f.write(); err != nil {
+		t.Fatal(err)
+	}
+	look := func(want string) {
+		t.Helper()
+		f.renew(context.Background())
+		text, err := os.ReadFile(filepath.Join(dir, "dynamig.io-driver.json"))
+		if err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("the file has %s, %v; want %s", text, err, want)
+		}
+	}
+	node = "/dev/two"
+	look("/dev/one") // the same driver
+	version = ""
+	look("/dev/one") // none
+	version, fails = "2", errors.New("not yet")
+	look("/dev/one")
+	fails = nil
+	look("/dev/two")
 }

@@ -33,6 +33,7 @@ type options struct {
 	stateDir     string
 	kubeletDir   string
 	cdiDir       string
+	cdiHook      string
 	procDir      string
 	hamiCoreDir  string
 	hamiCoreLock string
@@ -57,6 +58,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/dynamig", "`directory` for what must survive restarts")
 	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root `directory`")
 	flags.StringVar(&o.cdiDir, "cdi-dir", cdi.DefaultPath, "`directory` of CDI files that the container runtime reads")
+	flags.StringVar(&o.cdiHook, "cdi-hook", "/usr/bin/nvidia-cdi-hook", "with --driver=native: `program` of the NVIDIA container toolkit that the container runtime runs, a path on the host")
 	flags.StringVar(&o.procDir, "proc-dir", "/proc", "proc file system that shows all processes of the node, a `directory`")
 	flags.StringVar(&o.hamiCoreDir, "hami-core-dir", "/usr/local/vgpu", "`directory` of the host with HAMi-core's libvgpu.so, for GPUs in mode hami-core; the agent must see it under the same path and may write there")
 	flags.StringVar(&o.hamiCoreLock, "hami-core-lock-dir", "/tmp/vgpulock", "`directory` of the host for the lock that all processes with HAMi-core share")

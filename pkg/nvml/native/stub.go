@@ -8,6 +8,7 @@ package native
 import (
 	"errors"
 
+	"github.com/dynamig/dynamig/pkg/cdi"
 	"github.com/dynamig/dynamig/pkg/nvml"
 )
 
@@ -18,3 +19,6 @@ var errNotBuilt = errors.New("this program was built without cgo and cannot use 
 
 // Open says that the driver is not there.
 func Open(string) (nvml.Driver, error) { return nil, errNotBuilt }
+
+// DriverEdits says the same.
+func DriverEdits(string, string) (cdi.Edits, error) { return cdi.Edits{}, errNotBuilt }
