@@ -59,12 +59,19 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if o.dryRun {
+		return dryRun(ctx, &o, os.Stdout)
+	}
 	unlock, err := lock(o.stateDir)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	a, err := newAgent(&o)
+	config, err := o.agentConfig()
+	if err != nil {
+		return err
+	}
+	a, err := agent.New(config)
 	if err != nil {
 		return err
 	}
@@ -85,28 +92,32 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.Run(ctx, plugin) })
 	g.Go(func() error { return serve(ctx, &o, a, plugin) })
+	s := status{a, plugin}
+	g.Go(func() error { return s.serveStatus(ctx, o.listen) })
+	g.Go(func() error { return s.notifySystemd(ctx) })
 	return g.Wait()
 }
 
-func newAgent(o *options) (*agent.Agent, error) {
+// agentConfig says what the agent works with.
+func (o *options) agentConfig() (agent.Config, error) {
 	config, err := o.client()
 	if err != nil {
-		return nil, err
+		return agent.Config{}, err
 	}
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
-		return nil, fmt.Errorf("making client: %w; correct the kubeconfig", err)
+		return agent.Config{}, fmt.Errorf("making client: %w; correct the kubeconfig", err)
 	}
 	gpuNodes, err := versioned.NewForConfig(config)
 	if err != nil {
-		return nil, fmt.Errorf("making client: %w; correct the kubeconfig", err)
+		return agent.Config{}, fmt.Errorf("making client: %w; correct the kubeconfig", err)
 	}
-	return agent.New(agent.Config{
+	return agent.Config{
 		Node: o.nodeName, StateDir: o.stateDir, DeviceConfig: o.deviceConfig, NodeConfig: o.nodeConfig,
 		Open: o.open, Nodes: o.capabilities(), Openers: agent.Openers(o.procDir),
 		HAMiCore: hamicore.Dir{Path: o.hamiCoreDir, Lock: o.hamiCoreLock},
 		Client:   client, GPUNodes: gpuNodes.DynamigV1alpha1(),
-	})
+	}, nil
 }
 
 // serve offers slots to kubelet once containers can be prepared.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -56,6 +57,10 @@ type Config struct {
 	GPUNodes typed.GPUNodesGetter
 
 	Timing Timing // zero fields have defaults
+
+	// DryRun: nothing is written, neither to the disk nor to the API server. Open
+	// must give sessions that change nothing.
+	DryRun bool
 }
 
 // Timing are the agent's times and limits.
@@ -114,14 +119,16 @@ type Agent struct {
 	owners  *owners
 	events  *events
 	session *session
+	metrics *metrics
 
 	// watch watches the configuration files; config.Watch but for tests.
 	watch func(ctx context.Context, files []string, changed func()) error
 
 	ready chan struct{} // closed when hardware and journal have been read
 
-	began  time.Time // when Run was called
-	opened int       // sessions opened when the GPUs were listed last; manage's own
+	calls  atomic.Uint64 // driver calls of workers so far
+	began  time.Time     // when Run was called
+	opened int           // sessions opened when the GPUs were listed last; manage's own
 
 	// Each has room for one: who sends means "look again".
 	rearrange  chan struct{} // what is known of the GPUs
@@ -145,10 +152,7 @@ func New(settings Config) (*Agent, error) {
 		return nil, err
 	}
 	settings.Timing = settings.Timing.withDefaults()
-	if err := os.MkdirAll(settings.StateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("making state directory: %w; choose another one with --state-dir", err)
-	}
-	j, err := openJournal(filepath.Join(settings.StateDir, "journal.json"))
+	j, err := settings.journal()
 	if err != nil {
 		return nil, err
 	}
@@ -157,6 +161,7 @@ func New(settings Config) (*Agent, error) {
 		journal:    j,
 		events:     newEvents(settings.Node),
 		session:    &session{open: settings.Open},
+		metrics:    j.metrics,
 		watch:      config.Watch,
 		ready:      make(chan struct{}),
 		rearrange:  make(chan struct{}, 1),
@@ -170,15 +175,30 @@ func New(settings Config) (*Agent, error) {
 	return a, nil
 }
 
+// journal opens the journal.
+func (c *Config) journal() (*journal, error) {
+	path := filepath.Join(c.StateDir, journalFileName)
+	if c.DryRun {
+		return peekJournal(path)
+	}
+	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("making state directory: %w; choose another one with --state-dir", err)
+	}
+	return openJournal(path)
+}
+
 // Ready is closed when the hardware has been looked at and the journal was read,
 // so that containers can be prepared. A GPU whose driver calls do not return is
 // not waited for.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
-// Run works until ctx ends, and then returns nil. It is called once.
+// Run works until ctx ends, and then returns nil. It is called once. In a dry run
+// there are no slots.
 func (a *Agent) Run(ctx context.Context, slots Slots) error {
 	a.began = time.Now()
-	defer a.events.start(a.config.Client)()
+	if !a.config.DryRun {
+		defer a.events.start(a.config.Client)()
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	a.firstNode(ctx)
 	a.reload(ctx)
@@ -187,14 +207,16 @@ func (a *Agent) Run(ctx context.Context, slots Slots) error {
 		a.manage(ctx)
 		return nil
 	})
-	g.Go(func() error {
-		(&slotKeeper{agent: a, slots: slots}).run(ctx)
-		return nil
-	})
-	g.Go(func() error {
-		a.reportAll(ctx)
-		return nil
-	})
+	if !a.config.DryRun {
+		g.Go(func() error {
+			(&slotKeeper{agent: a, slots: slots}).run(ctx)
+			return nil
+		})
+		g.Go(func() error {
+			a.reportAll(ctx)
+			return nil
+		})
+	}
 	g.Go(func() error {
 		a.watchLibrary(ctx)
 		return nil

@@ -10,15 +10,23 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 )
+
+// journalFileName is the journal's in the state directory.
+const journalFileName = "journal.json"
+
+// errJournal: nothing is done that is not in the journal first.
+var errJournal = errors.New("writing journal")
 
 // journal is the agent's memory on disk: one file, replaced as a whole. A change
 // is in memory at once and on disk after commit; several goroutines that commit
 // at the same time share one write. Safe for parallel use.
 type journal struct {
 	path    string
+	metrics *metrics
 	replace func(path string, text []byte) error // durable and whole, or not at all
 
 	writing sync.Mutex // held while the file is written; taken before mu
@@ -33,26 +41,46 @@ type journal struct {
 // with Lost set, and what could not be understood is kept beside it under another
 // name. An error means that the disk cannot be read.
 func openJournal(path string) (*journal, error) {
-	j := &journal{path: path, replace: replaceFile, content: newContent()}
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		j.content.Lost = "there is no file " + path
-		return j, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading journal: %w; make the state directory readable", err)
-	}
-	c, err := decodeContent(text)
-	if err == nil {
-		j.content = c
-		return j, nil
+	j := &journal{path: path, metrics: newMetrics(), replace: replaceFile, content: newContent()}
+	corrupt, err := j.load()
+	if err != nil || corrupt == nil {
+		return j, err
 	}
 	aside := path + ".corrupt"
-	j.content.Lost = fmt.Sprintf("%s cannot be understood (%v) and was kept as %s", path, err, aside)
+	j.content.Lost = fmt.Sprintf("%s cannot be understood (%v) and was kept as %s", path, corrupt, aside)
 	if err := os.Rename(path, aside); err != nil {
 		return nil, fmt.Errorf("keeping corrupt journal: %w; make the state directory writable", err)
 	}
 	return j, nil
+}
+
+// peekJournal is openJournal for who must not change anything on the disk; what
+// it returns never does.
+func peekJournal(path string) (*journal, error) {
+	j := &journal{path: path, metrics: newMetrics(), content: newContent()}
+	j.replace = func(string, []byte) error { return nil }
+	corrupt, err := j.load()
+	if corrupt != nil {
+		j.content.Lost = fmt.Sprintf("%s cannot be understood (%v)", path, corrupt)
+	}
+	return j, err
+}
+
+// load reads the file. corrupt says why it cannot be understood.
+func (j *journal) load() (corrupt, err error) {
+	text, err := os.ReadFile(j.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		j.content.Lost = "there is no file " + j.path
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading journal: %w; make the state directory readable", err)
+	}
+	c, corrupt := decodeContent(text)
+	if corrupt == nil {
+		j.content = c
+	}
+	return corrupt, nil
 }
 
 // replaceFile writes a file in one step and waits for the disk.
@@ -111,6 +139,7 @@ func (j *journal) commit() error {
 	if j.written >= mine {
 		return nil // somebody else's write had it
 	}
+	began := time.Now()
 	j.mu.Lock()
 	text, err := j.content.encode()
 	revision := j.revision
@@ -119,8 +148,10 @@ func (j *journal) commit() error {
 		err = j.replace(j.path, text)
 	}
 	if err != nil {
-		return fmt.Errorf("writing journal: %w", err)
+		j.metrics.journalErrors.Inc()
+		return fmt.Errorf("%w: %w; make room on the disk of the state directory, and make it writable", errJournal, err)
 	}
+	took(j.metrics.journalWrites, began)
 	j.written = revision
 	return nil
 }

@@ -105,7 +105,7 @@ func FuzzDecodeContent(f *testing.F) {
 }
 
 func TestCommitsAtTheSameTimeShareAWrite(t *testing.T) {
-	j := &journal{content: newContent()}
+	j := &journal{metrics: newMetrics(), content: newContent()}
 	writing, release := make(chan struct{}), make(chan struct{})
 	writes := 0 // guarded by j.writing
 	j.replace = func(string, []byte) error {
@@ -140,7 +140,7 @@ func TestCommitsAtTheSameTimeShareAWrite(t *testing.T) {
 
 func TestFailedCommitIsMadeUpFor(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal.json")
-	j := &journal{path: path, content: newContent()}
+	j := &journal{metrics: newMetrics(), path: path, content: newContent()}
 	full := errors.New("no space left on device")
 	j.replace = func(string, []byte) error { return full }
 	j.change(func(c *content) { c.Lost = "x" })

@@ -118,6 +118,7 @@ func (s *owners) tell(o *owner) {
 		o.Prepared = true
 		s.keep(o)
 		s.events.prepared(o, s.grounds)
+		took(s.journal.metrics.prepares, o.since)
 	case phase == v1alpha1.PodFailing && !o.told[reason] && len(o.told) < maxTold:
 		o.told[reason] = true
 		s.events.warn(o, reasonFailing, "Preparing the pod's devices fails and is tried again: "+reason)

@@ -100,9 +100,11 @@ func (p *publisher) publish(ctx context.Context) error {
 	written, err := a.config.GPUNodes.GPUNodes().UpdateStatus(ctx, next, metav1.UpdateOptions{})
 	if err != nil {
 		p.object = nil // somebody else wrote or deleted it
+		a.metrics.reportErrors.Inc()
 		return fmt.Errorf("writing status of GPUNode %s: %w", a.config.Node, err)
 	}
 	p.object, p.failures = written, 0
+	a.metrics.reportsWritten.Inc()
 	klog.FromContext(ctx).V(4).Info("Reported", "node", a.config.Node)
 	return nil
 }

@@ -59,6 +59,12 @@ func (w *worker) failed(ctx context.Context, st step, k task, err error) {
 	if ctx.Err() != nil {
 		return // the agent stops; the next one goes on
 	}
+	switch st.act {
+	case create, finish:
+		w.metrics.createErrors.WithLabelValues(codeOf(err)).Inc()
+	case destroy:
+		w.metrics.destroyErrors.WithLabelValues(codeOf(err)).Inc()
+	}
 	now := time.Now()
 	t := w.troubles.note(k, err.Error(), now)
 	klog.FromContext(ctx).V(4).Info("Could not do a step", "placement", k.span.Start, "err", err)
@@ -147,6 +153,7 @@ func (w *worker) complete(ctx context.Context, want want, f *found, began time.T
 	if err := w.record(want.span, record{State: live, UUID: whole.UUID, Owner: want.owner}); err != nil {
 		return err
 	}
+	took(w.metrics.creates, began)
 	klog.FromContext(ctx).V(2).Info("Created instance", "profile", want.profile, "placement", want.span.Start,
 		"instance", whole.UUID, "duration", time.Since(began))
 	return nil
@@ -200,6 +207,7 @@ func (w *worker) take(ctx context.Context, want want, f *found) error {
 		return err
 	}
 	w.reused[want.span] = f.Whole()
+	w.metrics.reuses.Inc()
 	klog.FromContext(ctx).V(2).Info("Reused instance", "profile", want.profile, "placement", want.span.Start, "instance", f.UUID)
 	return nil
 }
@@ -234,6 +242,7 @@ func (w *worker) destroy(ctx context.Context, f *found) error {
 		return err
 	}
 	delete(w.reused, f.span)
+	took(w.metrics.destroys, began)
 	klog.FromContext(ctx).V(2).Info("Destroyed instance", "profile", w.profileName(f.Profile), "placement", f.Start,
 		"instance", f.UUID, "duration", time.Since(began))
 	return nil

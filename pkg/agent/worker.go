@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -34,6 +35,8 @@ type worker struct {
 	nodes   Nodes
 	openers func([]DeviceNumber) ([]int, error)
 	timing  Timing
+	metrics *metrics
+	calls   *atomic.Uint64    // is told each driver call
 	changed func(urgent bool) // the report should look again
 	learned func()            // what is known of the GPUs should be put together anew
 	stop    func()            // ends run
@@ -159,12 +162,18 @@ func (w *worker) call(ctx context.Context, what string, f func(nvml.Driver) erro
 		return err
 	}
 	w.mu.Lock()
-	w.calling, w.since = what, time.Now()
+	began := time.Now()
+	w.calling, w.since = what, began
 	w.mu.Unlock()
 	opened, err := w.session.use(f)
 	w.mu.Lock()
 	w.calling = ""
 	w.mu.Unlock()
+	w.calls.Add(1)
+	took(w.metrics.calls.WithLabelValues(what), began)
+	if err != nil {
+		w.metrics.callErrors.WithLabelValues(what, codeOf(err)).Inc()
+	}
 	if opened {
 		w.learned()
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -114,6 +115,9 @@ type Plugin struct {
 	slots   *slots
 	holders *podResources
 	flights *flights
+	metrics *metrics
+
+	connected atomic.Bool // a session holds
 }
 
 // New reads the slots that an earlier run left. Where the state file is missing it
@@ -130,6 +134,7 @@ func New(config Config) (*Plugin, error) {
 		timing:  t,
 		holders: newPodResources(config.PodResources, config.Resource),
 		flights: newFlights(),
+		metrics: newMetrics(),
 	}
 	p.slots, err = openSlots(config.State, p.usedSlots)
 	if err != nil {

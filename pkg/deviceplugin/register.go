@@ -43,7 +43,10 @@ func (p *Plugin) serveKubelet(ctx context.Context) error {
 		switch {
 		case err == nil:
 			logger.V(2).Info("Registered with kubelet", "socket", s.socket, "duration", time.Since(begin))
+			p.metrics.registrations.Inc()
+			p.connected.Store(true)
 			s.hold(ctx, watch)
+			p.connected.Store(false)
 			s.stop()
 			if time.Since(begin) > lastRetry {
 				retry = firstRetry

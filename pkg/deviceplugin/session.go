@@ -56,8 +56,8 @@ func (p *Plugin) newSession(ctx context.Context, kubelet os.FileInfo) (*session,
 	logger := klog.FromContext(ctx)
 	s.server = grpc.NewServer(
 		grpc.WaitForHandlers(true),
-		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-			return next(klog.NewContext(ctx, logger), req)
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			return p.metrics.observe(klog.NewContext(ctx, logger), req, info, next)
 		}))
 	pluginapi.RegisterDevicePluginServer(s.server, &service{plugin: p, session: s})
 	s.serving.Go(func() {

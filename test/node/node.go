@@ -154,11 +154,7 @@ func (n *Node) StartAgent(at int, after bool) *steps.Process {
 	}
 	defer log.Close()
 	fmt.Fprintln(log, "---- the agent starts")
-	cmd := exec.Command(n.Program, append([]string{
-		"--node-name=" + Name, "--kubeconfig=" + n.path("kubeconfig"), "--driver=sim", "--sim-root=" + n.simRoot(),
-		"--node-config=" + n.path("config.json"), "--state-dir=" + n.StateDir(), "--cdi-dir=" + n.CDIDir(),
-		"--kubelet-dir=" + n.Kubelet.Dir, "--proc-dir=" + n.path("proc"), "--v=4",
-	}, n.Args...)...)
+	cmd := exec.Command(n.Program, n.Flags(n.Args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), n.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -166,6 +162,15 @@ func (n *Node) StartAgent(at int, after bool) *steps.Process {
 		n.T.Fatal(err)
 	}
 	return n.agent
+}
+
+// Flags are those with which the agent of this node runs, and more.
+func (n *Node) Flags(more ...string) []string {
+	return append([]string{
+		"--node-name=" + Name, "--kubeconfig=" + n.path("kubeconfig"), "--driver=sim", "--sim-root=" + n.simRoot(),
+		"--node-config=" + n.path("config.json"), "--state-dir=" + n.StateDir(), "--cdi-dir=" + n.CDIDir(),
+		"--kubelet-dir=" + n.Kubelet.Dir, "--proc-dir=" + n.path("proc"), "--v=4",
+	}, more...)
 }
 
 // Agent is the agent that was started last.

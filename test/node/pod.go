@@ -61,6 +61,14 @@ type Pod struct {
 // "init:setup=..." is a plain init container. A name may come again after Delete.
 func (n *Node) Bind(name string, containers ...string) *Pod {
 	n.T.Helper()
+	p := n.BindUnseen(name, containers...)
+	p.Run()
+	return p
+}
+
+// BindUnseen is Bind while kubelet does not see the pod yet: call Run then.
+func (n *Node) BindUnseen(name string, containers ...string) *Pod {
+	n.T.Helper()
 	n.mu.Lock()
 	n.pids++
 	uid := types.UID(fmt.Sprintf("uid-%s-%d", name, n.pids))
@@ -83,9 +91,16 @@ func (n *Node) Bind(name string, containers ...string) *Pod {
 		n.T.Fatal(err)
 	}
 	p.object.Annotations = map[string]string{v1alpha1.AnnotationAllocation: annotation}
-	n.run(p)
+	n.mu.Lock()
+	n.pods[string(p.UID)] = p
+	n.mu.Unlock()
+	p.bound = time.Now()
+	n.API.Put(p.object)
 	return p
 }
+
+// Run has kubelet see the pod.
+func (p *Pod) Run() { p.begin(func() error { return p.node.Kubelet.Admit(p.inner) }) }
 
 // add adds a container.
 func (p *Pod) add(text string) {
@@ -125,16 +140,6 @@ func (n *Node) device(place string) v1alpha1.Device {
 	return v1alpha1.Device{GPU: string(n.GPU(gpu)), MIG: &v1alpha1.MIGInstance{
 		ProfileID: int32(profile.ID), Profile: name, Start: int32(start), Size: int32(profile.Size), MemoryMiB: int64(profile.MemoryMiB),
 	}}
-}
-
-// run binds the pod and starts its worker.
-func (n *Node) run(p *Pod) {
-	n.mu.Lock()
-	n.pods[string(p.UID)] = p
-	n.mu.Unlock()
-	p.bound = time.Now()
-	n.API.Put(p.object)
-	p.begin(func() error { return n.Kubelet.Admit(p.inner) })
 }
 
 // begin starts the pod's worker, which admits the pod at first.

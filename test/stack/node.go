@@ -79,7 +79,7 @@ func (s *Stack) node(inner *cluster.Node) (*Node, error) {
 }
 
 // StartAgent starts the agent as the DaemonSet describes it, with a token bound to
-// the node.
+// the node. The nodes of a machine share its ports, so the agent's is any.
 func (n *Node) StartAgent(ctx context.Context) error {
 	d, err := n.stack.daemonSet(ctx)
 	if err != nil {
@@ -94,7 +94,7 @@ func (n *Node) StartAgent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = n.Start(agentProcess, append(p.argv, "--kubeconfig="+kubeconfig), p.env)
+	_, err = n.Start(agentProcess, append(p.argv, "--kubeconfig="+kubeconfig, "--listen=127.0.0.1:0"), p.env)
 	return err
 }
 

@@ -1,0 +1,103 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/klog/v2"
+
+	"github.com/dynamig/dynamig/pkg/agent"
+	"github.com/dynamig/dynamig/pkg/deviceplugin"
+)
+
+// aliveTimeout is how long the agent may take to show its state.
+const aliveTimeout = 10 * time.Second
+
+// status answers who asks how the agent is.
+type status struct {
+	agent  *agent.Agent
+	plugin *deviceplugin.Plugin
+}
+
+// registry has all metrics of the program.
+func (s status) registry() (*prometheus.Registry, error) {
+	r := prometheus.NewRegistry()
+	all := append(s.agent.Collectors(), s.plugin.Collectors()...)
+	all = append(all, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, c := range all {
+		if err := r.Register(c); err != nil {
+			return nil, fmt.Errorf("registering metrics: %w", err)
+		}
+	}
+	return r, nil
+}
+
+// alive says what is wrong with the program so that a restart would help.
+func (s status) alive(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, aliveTimeout)
+	defer cancel()
+	if err := s.agent.Alive(ctx); err != nil {
+		return fmt.Errorf("the agent does not show its state in %s: %w", aliveTimeout, err)
+	}
+	return nil
+}
+
+// ready says what keeps containers from being started.
+func (s status) ready() error {
+	var missing []string
+	select {
+	case <-s.agent.Ready():
+	default:
+		missing = append(missing, "the GPUs have not been read yet")
+	}
+	if !s.plugin.Connected() {
+		missing = append(missing, "kubelet does not watch the slots")
+	}
+	if len(missing) > 0 {
+		return errors.New(strings.Join(missing, "; "))
+	}
+	return nil
+}
+
+// serveStatus serves /metrics, /healthz and /readyz until ctx ends.
+func (s status) serveStatus(ctx context.Context, address string) error {
+	r, err := s.registry()
+	if err != nil || address == "" {
+		return err
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("serving metrics: %w; choose another --listen, or an empty one", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { say(w, s.alive(r.Context())) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { say(w, s.ready()) })
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // nobody waits for a scrape
+	defer stop()
+	klog.FromContext(ctx).V(2).Info("Serving metrics", "address", listener.Addr().String())
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving metrics: %w", err)
+	}
+	return nil
+}
+
+func say(w http.ResponseWriter, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ok")
+}
