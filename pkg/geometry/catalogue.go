@@ -266,3 +266,13 @@ func (c *Catalogue) Entries() []Entry {
 	}
 	return entries
 }
+
+// Common lists the profiles that requests get without naming them, by ascending
+// ID: all where every profile of the catalogue is special.
+func (c *Catalogue) Common() []ProfileID {
+	var ids []ProfileID
+	for _, i := range c.common {
+		ids = append(ids, c.model.profiles[i].ID)
+	}
+	return ids
+}

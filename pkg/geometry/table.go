@@ -5,6 +5,7 @@ package geometry
 
 import (
 	"cmp"
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -90,6 +91,11 @@ func (c *Catalogue) Table(w Want, p Policy) *Table {
 	if !key.nothing {
 		key = q.class(c, p)
 	}
+	return c.table(key, q)
+}
+
+// table finds or makes the table of a class.
+func (c *Catalogue) table(key class, q query) *Table {
 	c.tables.mu.RLock()
 	t := c.tables.known[key]
 	c.tables.mu.RUnlock()
@@ -99,7 +105,7 @@ func (c *Catalogue) Table(w Want, p Policy) *Table {
 	c.tables.mu.Lock()
 	defer c.tables.mu.Unlock()
 	if t = c.tables.known[key]; t == nil {
-		t = &Table{catalogue: c, query: q, empty: key.nothing, policy: p}
+		t = &Table{catalogue: c, query: q, empty: key.nothing, policy: key.policy}
 		t.known.Store(new(answers))
 		if c.tables.known == nil {
 			c.tables.known = make(map[class]*Table)
@@ -107,6 +113,20 @@ func (c *Catalogue) Table(w Want, p Policy) *Table {
 		c.tables.known[key] = t
 	}
 	return t
+}
+
+// Prepare finds the answers that another catalogue, from which c differs by its mix
+// only, has been asked for, so that nobody waits for them.
+func (c *Catalogue) Prepare(like *Catalogue) {
+	like.tables.mu.RLock()
+	asked := maps.Clone(like.tables.known)
+	like.tables.mu.RUnlock()
+	for key, old := range asked {
+		t := c.table(key, old.query)
+		if known := len(old.known.Load().costs); known > 0 {
+			t.Cost(State(known - 1))
+		}
+	}
 }
 
 // class is the class of a query that has been resolved.

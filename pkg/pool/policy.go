@@ -3,7 +3,10 @@
 
 package pool
 
-import "github.com/dynamig/dynamig/pkg/geometry"
+import (
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/geometry"
+)
 
 // Policy says where a pod's devices should be. The zero Policy leaves both to the
 // score, which packs best; see geometry.ByScore.
@@ -14,6 +17,36 @@ type Policy struct {
 	// GPU prefers, on a node, the GPU with the least or the most left, before the
 	// device.
 	GPU geometry.Policy
+}
+
+// parse reads HAMi's two annotations. That for GPUs may be a list in HAMi, of which
+// the first of binpack and spread counts; "numa" and "topology-aware" order GPUs
+// there and change nothing here.
+func (p *Policy) parse(annotations map[string]string) error {
+	for _, part := range listOf(annotations[v1alpha1.AnnotationNodePolicy]) {
+		if !known(part) {
+			return invalid("annotation %s is %q; use binpack or spread", v1alpha1.AnnotationNodePolicy, part)
+		}
+		p.Node = geometry.Policy(part)
+	}
+	decided := false
+	for _, part := range listOf(annotations[v1alpha1.AnnotationGPUPolicy]) {
+		switch {
+		case known(part):
+			if !decided {
+				p.GPU, decided = geometry.Policy(part), true
+			}
+		case part == "mutex":
+			return invalid("annotation %s asks for mutex, which does not exist here; ask for a whole GPU instead", v1alpha1.AnnotationGPUPolicy)
+		case part != "numa" && part != "topology-aware":
+			return invalid("annotation %s is %q; use binpack or spread", v1alpha1.AnnotationGPUPolicy, part)
+		}
+	}
+	return nil
+}
+
+func known(policy string) bool {
+	return policy == string(geometry.Binpack) || policy == string(geometry.Spread)
 }
 
 // Weights of the bands: each is larger than any sum of what stands below it, for

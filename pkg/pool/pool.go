@@ -24,6 +24,7 @@ type Pool struct {
 
 	opts       Options
 	catalogues Catalogues
+	prices     *pricing
 
 	mu      sync.RWMutex // guards what follows
 	nodes   map[string]*entry
@@ -63,6 +64,7 @@ func New(opts Options) *Pool {
 	return &Pool{
 		Ledger:  NewLedger(),
 		opts:    opts,
+		prices:  newPricing(opts),
 		nodes:   map[string]*entry{},
 		broken:  map[string]error{},
 		avoided: map[string][]*Holder{},
@@ -72,8 +74,15 @@ func New(opts Options) *Pool {
 	}
 }
 
-// Parse reads a pod's request under the pool's options.
-func (p *Pool) Parse(pod *v1.Pod) (*Request, error) { return Parse(pod, p.opts) }
+// Parse reads a pod's request under the pool's options. The prices of the moment
+// hold for it from then on.
+func (p *Pool) Parse(pod *v1.Pod) (*Request, error) {
+	r, err := Parse(pod, p.opts)
+	if r != nil {
+		r.prices = p.prices.now.Load()
+	}
+	return r, err
+}
 
 // Update takes a GPUNode's newest report. The error says what is wrong with it;
 // the node offers nothing then. What was avoided on an earlier node of the same name
@@ -149,6 +158,9 @@ func (p *Pool) count(node *Node, by int) {
 			continue
 		}
 		c := node.GPUs[i].Catalogue
+		if p.models[c] == 0 {
+			p.prices.outdate()
+		}
 		if p.models[c] += by; p.models[c] == 0 {
 			delete(p.models, c)
 		}

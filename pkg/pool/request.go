@@ -19,6 +19,13 @@ import (
 type Options struct {
 	NoOversize   bool // only the smallest adequate profile, never a larger one
 	StrictMemory bool // compare with NVML's memory instead of the file's
+
+	// Policy is that of pods whose annotations name none.
+	Policy Policy
+	// Expected are requests that scores reckon with at the start; all profiles
+	// alike where there are none. Learn says whether real ones change that.
+	Expected []Expected
+	Learn    bool
 }
 
 // Request is what a pod asks for. It is parsed once and never changed.
@@ -37,6 +44,7 @@ type Request struct {
 	Containers map[string][]int
 
 	joint  []bool // by device: a container has it together with others
+	prices *Prices
 	tables *tableCache
 }
 
@@ -104,6 +112,10 @@ func Parse(pod *v1.Pod, opts Options) (*Request, error) {
 		return nil, err
 	}
 	if err := r.Select.parse(pod.Annotations); err != nil {
+		return nil, err
+	}
+	r.Policy = opts.Policy
+	if err := r.Policy.parse(pod.Annotations); err != nil {
 		return nil, err
 	}
 	b := requestBuilder{request: r, opts: opts, profile: pod.Annotations[v1alpha1.AnnotationProfile]}

@@ -32,9 +32,10 @@ func (r *Request) on(c *geometry.Catalogue) *tablesOn {
 			return &known[i]
 		}
 	}
+	priced := r.prices.on(c)
 	made := tablesOn{catalogue: c, tables: make([]*geometry.Table, len(r.Devices)), bands: make([]int64, len(r.Devices))}
 	for i, w := range r.Devices {
-		made.tables[i] = c.Table(w, r.Policy.GPU)
+		made.tables[i] = priced.Table(w, r.Policy.GPU)
 		made.bands[i] = r.band(i, c, made.tables[i])
 	}
 	more := append(slices.Clip(known), made)

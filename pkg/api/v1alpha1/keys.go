@@ -45,6 +45,11 @@ const (
 	// AnnotationNUMABind, a boolean: the devices of each container must be of one
 	// NUMA node.
 	AnnotationNUMABind = "nvidia.com/numa-bind"
+
+	// Where a pod should be, "binpack" or "spread": on which node, and there on
+	// which GPUs. Absent means as the scheduler's arguments say.
+	AnnotationNodePolicy = "hami.io/node-scheduler-policy"
+	AnnotationGPUPolicy  = "hami.io/gpu-scheduler-policy"
 )
 
 // Modes of a GPU, as they stand in nodeconfig and in AnnotationMode.

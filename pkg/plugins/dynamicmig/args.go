@@ -8,10 +8,12 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"math"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
 
+	"github.com/dynamig/dynamig/pkg/geometry"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
@@ -36,12 +38,43 @@ type Args struct {
 	// StrictMemory compares gpumem with what NVML reports instead of the memory
 	// that knownMigGeometries promises.
 	StrictMemory bool `json:"strictMemory,omitempty"`
+
+	// NodeSchedulerPolicy and GPUSchedulerPolicy are those of pods without HAMi's
+	// annotations of these names: binpack, spread, or empty for the score, which
+	// packs best.
+	NodeSchedulerPolicy geometry.Policy `json:"nodeSchedulerPolicy,omitempty"`
+	GPUSchedulerPolicy  geometry.Policy `json:"gpuSchedulerPolicy,omitempty"`
+
+	// Mix is what requests are expected to come; all profiles alike when empty.
+	Mix []Expected `json:"mix,omitempty"`
+
+	// MixLearning says whether real requests change the mix. It is Enabled when empty.
+	MixLearning Switch `json:"mixLearning,omitempty"`
 }
+
+// Expected is a kind of device in Args.Mix: what one container would ask for, and
+// how often, in any unit.
+type Expected struct {
+	Profile    string  `json:"profile,omitempty"` // or:
+	Memory     int     `json:"gpumem,omitempty"`  // MiB, or:
+	Percentage int     `json:"gpumem-percentage,omitempty"`
+	Cores      int     `json:"gpucores,omitempty"`
+	Weight     float64 `json:"weight"`
+}
+
+// Switch is Enabled or Disabled. (On and Off would be booleans to YAML.)
+type Switch string
+
+// Values of Switch.
+const (
+	Enabled  Switch = "Enabled"
+	Disabled Switch = "Disabled"
+)
 
 // decodeArgs reads the arguments strictly and fills in the defaults. The error
 // names the field.
 func decodeArgs(obj runtime.Object) (Args, error) {
-	args := Args{Oversize: OversizeAllow}
+	args := Args{Oversize: OversizeAllow, MixLearning: Enabled}
 	if obj == nil {
 		return args, nil
 	}
@@ -64,9 +97,57 @@ func decodeArgs(obj runtime.Object) (Args, error) {
 	if args.Oversize != OversizeAllow && args.Oversize != OversizeNever {
 		return args, fmt.Errorf("DynamicMIGArgs: oversize is %q; use %s or %s", args.Oversize, OversizeAllow, OversizeNever)
 	}
-	return args, nil
+	args.MixLearning = cmp.Or(args.MixLearning, Enabled)
+	return args, args.check()
+}
+
+// check tells what is wrong with the arguments about placement.
+func (a *Args) check() error {
+	if err := checkPolicy("nodeSchedulerPolicy", a.NodeSchedulerPolicy); err != nil {
+		return err
+	}
+	if err := checkPolicy("gpuSchedulerPolicy", a.GPUSchedulerPolicy); err != nil {
+		return err
+	}
+	if a.MixLearning != Enabled && a.MixLearning != Disabled {
+		return fmt.Errorf("DynamicMIGArgs: mixLearning is %q; use %s or %s", a.MixLearning, Enabled, Disabled)
+	}
+	for i, e := range a.Mix {
+		switch {
+		case !(e.Weight > 0) || math.IsInf(e.Weight, 1):
+			return fmt.Errorf("DynamicMIGArgs: mix[%d].weight is %v; use a number above 0", i, e.Weight)
+		case e.Memory < 0 || e.Percentage < 0 || e.Percentage > 100 || e.Cores < 0 || e.Cores > 100:
+			return fmt.Errorf("DynamicMIGArgs: mix[%d] has an amount below 0 or a share above 100; correct it", i)
+		case e.Profile != "" && e.Memory+e.Percentage+e.Cores > 0:
+			return fmt.Errorf("DynamicMIGArgs: mix[%d] has a profile and amounts; a request has one or the other", i)
+		}
+	}
+	return nil
+}
+
+func checkPolicy(field string, p geometry.Policy) error {
+	if p != geometry.ByScore && p != geometry.Binpack && p != geometry.Spread {
+		return fmt.Errorf("DynamicMIGArgs: %s is %q; use %s or %s, or leave it out", field, p, geometry.Binpack, geometry.Spread)
+	}
+	return nil
+}
+
+// want is what a pod would ask for.
+func (e Expected) want(a *Args) geometry.Want {
+	return geometry.Want{
+		Profile: e.Profile, MemoryMiB: e.Memory, Percent: e.Percentage, Cores: e.Cores, Strict: a.StrictMemory,
+		Full: e.Profile == "" && e.Memory+e.Percentage+e.Cores == 0,
+	}
 }
 
 func (a Args) options() pool.Options {
-	return pool.Options{NoOversize: a.Oversize == OversizeNever, StrictMemory: a.StrictMemory}
+	opts := pool.Options{
+		NoOversize: a.Oversize == OversizeNever, StrictMemory: a.StrictMemory,
+		Policy: pool.Policy{Node: a.NodeSchedulerPolicy, GPU: a.GPUSchedulerPolicy},
+		Learn:  a.MixLearning == Enabled,
+	}
+	for _, e := range a.Mix {
+		opts.Expected = append(opts.Expected, pool.Expected{Want: e.want(&a), Weight: e.Weight})
+	}
+	return opts
 }

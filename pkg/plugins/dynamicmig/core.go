@@ -95,6 +95,7 @@ func (c *core) start(ctx context.Context) error {
 		return fmt.Errorf("watching GPUNodes: %w", err)
 	}
 	go c.gpuNodes.RunWithContext(ctx)
+	go c.pool.KeepPrices(ctx)
 	go func() {
 		if cache.WaitFor(ctx, "", c.reports.HasSyncedChecker()) {
 			c.wakeAll() // those that ready has turned away
@@ -152,9 +153,12 @@ func (c *core) onPod(pod *v1.Pod) {
 	switch {
 	case !pool.Wants(pod):
 	case pod.Spec.NodeName != "":
+		c.pool.See(pod)
 		c.onBound(pod)
 	case pod.DeletionTimestamp != nil:
 		c.onPodGone(pod)
+	default:
+		c.pool.See(pod)
 	}
 }
 
@@ -187,6 +191,7 @@ func (c *core) onPodGone(obj any) {
 		return
 	}
 	c.pool.Forget(pod.UID)
+	c.pool.Gone(pod.UID)
 	c.binding.cancel(pod.UID)
 }
 

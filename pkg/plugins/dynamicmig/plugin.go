@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"reflect"
 	"sync"
 
 	v1 "k8s.io/api/core/v1"
@@ -88,7 +89,7 @@ func (f *Factory) New(ctx context.Context, obj runtime.Object, handle fwk.Handle
 			return nil, err
 		}
 	}
-	if f.args != args {
+	if !reflect.DeepEqual(f.args, args) {
 		return nil, fmt.Errorf("profile %s: DynamicMIGArgs differ from another profile's; all profiles share one pool of GPUs, so give them equal arguments", handle.ProfileName())
 	}
 	return &Plugin{core: f.core, handle: handle}, nil

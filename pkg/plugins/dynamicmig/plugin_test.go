@@ -6,6 +6,7 @@ package dynamicmig
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -18,6 +19,8 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/scheme"
+
+	"github.com/dynamig/dynamig/pkg/geometry"
 )
 
 // argsOf decodes a configuration with these DynamicMIGArgs as kube-scheduler does
@@ -48,12 +51,25 @@ func TestArgsAreReadStrictly(t *testing.T) {
 		want Args
 		err  string
 	}{
-		{name: "absent", want: Args{Oversize: OversizeAllow}},
-		{name: "empty", text: "{}", want: Args{Oversize: OversizeAllow}},
-		{name: "all set", text: "oversize: Never\nstrictMemory: true", want: Args{Oversize: OversizeNever, StrictMemory: true}},
+		{name: "absent", want: Args{Oversize: OversizeAllow, MixLearning: Enabled}},
+		{name: "empty", text: "{}", want: Args{Oversize: OversizeAllow, MixLearning: Enabled}},
+		{
+			name: "all set",
+			text: "oversize: Never\nstrictMemory: true\nnodeSchedulerPolicy: binpack\ngpuSchedulerPolicy: spread\nmixLearning: Disabled\n" +
+				"mix: [{profile: 1g.10gb+me, weight: 0.5}, {gpumem: 8000, gpucores: 30, weight: 2}, {gpumem-percentage: 50, weight: 1}, {weight: 1}]",
+			want: Args{
+				Oversize: OversizeNever, StrictMemory: true, NodeSchedulerPolicy: geometry.Binpack, GPUSchedulerPolicy: geometry.Spread, MixLearning: Disabled,
+				Mix: []Expected{{Profile: "1g.10gb+me", Weight: 0.5}, {Memory: 8000, Cores: 30, Weight: 2}, {Percentage: 50, Weight: 1}, {Weight: 1}},
+			},
+		},
+		{name: "an unknown policy", text: "gpuSchedulerPolicy: mutex", err: `gpuSchedulerPolicy is "mutex"; use binpack or spread, or leave it out`},
+		{name: "an unknown switch", text: "mixLearning: On", err: "mixLearning"},
+		{name: "a weight of nothing", text: "mix: [{gpumem: 8000}]", err: "mix[0].weight is 0; use a number above 0"},
+		{name: "an impossible share", text: "mix: [{gpumem-percentage: 101, weight: 1}]", err: "mix[0] has an amount below 0 or a share above 100"},
+		{name: "a profile and an amount", text: "mix: [{weight: 1}, {profile: 1g.5gb, gpumem: 1, weight: 1}]", err: "mix[1] has a profile and amounts"},
 		{name: "an unknown field", text: "overSized: Never", err: `unknown field "overSized"`},
 		{name: "an unknown value", text: "oversize: Sometimes", err: `oversize is "Sometimes"; use Allow or Never`},
-		{name: "an empty value is the default", text: `oversize: ""`, want: Args{Oversize: OversizeAllow}},
+		{name: "an empty value is the default", text: `oversize: ""`, want: Args{Oversize: OversizeAllow, MixLearning: Enabled}},
 		{name: "a wrong type", text: "strictMemory: 3", err: "strictMemory"},
 		{name: "a field twice", text: "oversize: Never\noversize: Allow", err: "oversize"},
 		{name: "a list", text: "- oversize", err: "decoding DynamicMIGArgs"},
@@ -213,6 +229,8 @@ func TestSignPod(t *testing.T) {
 			"a whole GPU":            pod("p", "gpu=1").Obj(),
 			"a profile by name":      pod("p", "gpu=1 gpumem=8000").Annotation("nvidia.com/mig-profile", "1g.10gb").Obj(),
 			"another mode":           pod("p", "gpu=1 gpumem=8000").Annotation("nvidia.com/vgpu-mode", "hami-core").Obj(),
+			"a policy for nodes":     pod("p", "gpu=1 gpumem=8000").Annotation("hami.io/node-scheduler-policy", "spread").Obj(),
+			"a policy for GPUs":      pod("p", "gpu=1 gpumem=8000").Annotation("hami.io/gpu-scheduler-policy", "spread").Obj(),
 			"none of our resources":  pod("p", "").Obj(),
 			"two containers instead": pod("p", "").Containers([]v1.Container{container("c", "gpu=1 gpumem=8000"), container("d", "gpu=1 gpumem=8000")}).Obj(),
 		}
@@ -227,6 +245,14 @@ func TestSignPod(t *testing.T) {
 				t.Errorf("a pod with %s is signed as %s", what, was)
 			}
 			seen[got] = what
+		}
+		for i := range 200 { // they move the mix, and with it the scores
+			p := pod("q", "gpu=1 gpumem=8000").UID(fmt.Sprint(i)).Obj()
+			r.plugin.pool.See(p)
+		}
+		synctest.Wait()
+		if got := sign(pod("a", "gpu=1 gpumem=8000").Obj()); got == base {
+			t.Error("after a change of scores the pod is signed as before")
 		}
 		if got := sign(pod("p", "gpumem=8000").Obj()); got != "" {
 			t.Errorf("a pod that does not parse is signed %s, want no signature", got)

@@ -20,6 +20,7 @@ type signature struct {
 	Shares     []pool.ShareWant
 	Select     pool.Selectors
 	Policy     pool.Policy
+	Prices     uint64           // the version of the scores
 	Containers map[string][]int // the grouping of devices
 }
 
@@ -36,6 +37,6 @@ func (pl *Plugin) SignPod(_ context.Context, pod *v1.Pod) ([]fwk.SignFragment, *
 	}
 	return []fwk.SignFragment{{Key: Name, Value: signature{
 		MIG: request.MIG, Share: request.Share, Devices: request.Devices, Shares: request.Shares,
-		Select: request.Select, Policy: request.Policy, Containers: request.Containers,
+		Select: request.Select, Policy: request.Policy, Prices: request.Prices(), Containers: request.Containers,
 	}}}, nil
 }

@@ -1,0 +1,212 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"math"
+	"slices"
+	"sync"
+
+	"github.com/dynamig/dynamig/pkg/geometry"
+)
+
+// Expected is a kind of device and how often it is asked for, in any unit.
+type Expected struct {
+	Want   geometry.Want
+	Weight float64
+}
+
+// What a Mix does with what it sees.
+const (
+	// priorDevices is for how many devices the expectation at the start stands.
+	priorDevices = 20
+	// halfAfter is the number of devices after which all counts are halved, so that
+	// the last one or two thousand decide.
+	halfAfter = 1000
+	// movedBy is by how much the parts of all kinds must have changed together,
+	// where 2 is everything. It is looked at after every so many devices.
+	movedBy    = 0.04
+	movedAfter = 32
+	// maxExpected bounds how many kinds are told apart.
+	maxExpected = 512
+)
+
+// Mix is what requests are expected to come: at the start as configured, or all
+// profiles alike, and then as they do come, if it learns. Slowly, by counting
+// devices and halving all counts from time to time; the clock does not matter.
+//
+//	mix.See(request)              once for each pod
+//	if mix.Moved() {
+//		prices = mix.Prices(catalogues, prices)
+//	}
+//	request = request.At(prices)  before it is decided
+//
+// Nothing is kept when the process ends. Safe for parallel use.
+type Mix struct {
+	prior []Expected // its weights sum up to priorDevices; empty for all alike
+
+	mu     sync.Mutex // guards what follows
+	seen   []Expected // in the order of their first coming
+	total  float64    // of the weights of seen
+	since  int        // devices since the last Prices
+	check  int        // when since is so many, Moved looks again
+	priced []Expected // seen at the last Prices, with weights that sum up to 1
+}
+
+// NewMix is a mix that expects these requests; all profiles alike where there are
+// none.
+func NewMix(expected []Expected) *Mix {
+	m := &Mix{check: movedAfter}
+	sum := 0.0
+	for _, e := range expected {
+		sum += e.Weight
+	}
+	for _, e := range expected {
+		m.prior = append(m.prior, Expected{e.Want, e.Weight / sum * priorDevices})
+	}
+	return m
+}
+
+// See counts the devices of a request, which must not have been seen before.
+func (m *Mix) See(r *Request) {
+	if !r.MIG {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, w := range r.Devices {
+		m.count(w)
+	}
+}
+
+func (m *Mix) count(w geometry.Want) {
+	i := slices.IndexFunc(m.seen, func(e Expected) bool { return e.Want == w })
+	if i < 0 {
+		if len(m.seen) == maxExpected {
+			return
+		}
+		i = len(m.seen)
+		m.seen = append(m.seen, Expected{Want: w})
+	}
+	m.seen[i].Weight++
+	m.total++
+	m.since++
+	if m.total < 2*halfAfter {
+		return
+	}
+	for i := range m.seen {
+		m.seen[i].Weight /= 2
+	}
+	m.total /= 2
+	rare := func(e Expected) bool { return e.Weight < 0.1 }
+	for i := range m.seen {
+		if rare(m.seen[i]) {
+			m.total -= m.seen[i].Weight
+		}
+	}
+	m.seen = slices.DeleteFunc(m.seen, rare)
+}
+
+// Moved reports whether the mix has changed enough for new Prices. It looks now and
+// then only, so that it may be asked after each request.
+func (m *Mix) Moved() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.since < m.check {
+		return false
+	}
+	m.check = m.since + movedAfter
+	distance, common := 0.0, 0.0
+	for _, now := range m.shares() {
+		was := 0.0
+		if i := slices.IndexFunc(m.priced, func(e Expected) bool { return e.Want == now.Want }); i >= 0 {
+			was = m.priced[i].Weight
+		}
+		distance += math.Abs(now.Weight - was)
+		common += was
+	}
+	return distance+1-common >= movedBy // what is no longer seen counts as well
+}
+
+// shares are the parts of what was seen.
+func (m *Mix) shares() []Expected {
+	out := slices.Clone(m.seen)
+	for i := range out {
+		out[i].Weight /= m.total
+	}
+	return out
+}
+
+// Prices are catalogues with the scores of one mix. Immutable.
+type Prices struct {
+	Version uint64 // different for different Prices of a process; 0 for none
+	mixed   map[*geometry.Catalogue]*geometry.Catalogue
+}
+
+// on is the catalogue to decide with.
+func (p *Prices) on(c *geometry.Catalogue) *geometry.Catalogue {
+	if p != nil {
+		if mixed, ok := p.mixed[c]; ok {
+			return mixed
+		}
+	}
+	return c
+}
+
+// version is 0 for none.
+func (p *Prices) version() uint64 {
+	if p == nil {
+		return 0
+	}
+	return p.Version
+}
+
+// Prices computes the scores for some catalogues, and the answers that the prices
+// before (nil at first) had in use. It takes a millisecond or so for each
+// catalogue: keep it off the way of a decision.
+func (m *Mix) Prices(catalogues []*geometry.Catalogue, before *Prices) *Prices {
+	m.mu.Lock()
+	expected := slices.Clone(m.seen)
+	m.priced, m.since, m.check = m.shares(), 0, movedAfter
+	m.mu.Unlock()
+	p := &Prices{Version: before.version() + 1, mixed: make(map[*geometry.Catalogue]*geometry.Catalogue)}
+	for _, c := range catalogues {
+		mixed, err := c.WithMix(m.weights(c, expected))
+		if err != nil {
+			continue // nothing expected can be had of it: all profiles alike
+		}
+		mixed.Prepare(before.on(c))
+		p.mixed[c] = mixed
+	}
+	return p
+}
+
+// weights says how often each profile of a catalogue is expected.
+func (m *Mix) weights(c *geometry.Catalogue, seen []Expected) map[geometry.ProfileID]float64 {
+	weights := map[geometry.ProfileID]float64{}
+	add := func(expected []Expected) {
+		for _, e := range expected {
+			if exact, ok := c.Can(e.Want); ok {
+				weights[exact.Profile] += e.Weight
+			}
+		}
+	}
+	if add(m.prior); len(weights) == 0 {
+		for _, id := range c.Common() {
+			weights[id] = priorDevices / float64(len(c.Common()))
+		}
+	}
+	add(seen)
+	return weights
+}
+
+// At is the request where these prices hold.
+func (r *Request) At(p *Prices) *Request {
+	at := *r
+	at.prices, at.tables = p, new(tableCache)
+	return &at
+}
+
+// Prices says which prices hold for the request: its Version, 0 for none.
+func (r *Request) Prices() uint64 { return r.prices.version() }

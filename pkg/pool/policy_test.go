@@ -1,0 +1,108 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"testing"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/geometry"
+)
+
+func TestPolicyAnnotations(t *testing.T) {
+	byDefault := Options{Policy: Policy{Node: geometry.Binpack, GPU: geometry.Spread}}
+	for _, tc := range []struct {
+		name, node, gpu string
+		opts            Options
+		want            Policy
+		err             string
+	}{
+		{name: "none"},
+		{name: "none, with defaults", opts: byDefault, want: byDefault.Policy},
+		{name: "both", node: "spread", gpu: "binpack", want: Policy{Node: geometry.Spread, GPU: geometry.Binpack}},
+		{name: "they win over defaults", node: "spread", gpu: "binpack", opts: byDefault, want: Policy{Node: geometry.Spread, GPU: geometry.Binpack}},
+		{name: "a list as in HAMi", gpu: "numa, spread,binpack", want: Policy{GPU: geometry.Spread}},
+		{name: "an order that we do not have", gpu: "topology-aware"},
+		{name: "a mistake for nodes", node: "topology-aware", err: `annotation hami.io/node-scheduler-policy is "topology-aware"; use binpack or spread`},
+		{name: "a mistake for GPUs", gpu: "Spread", err: `annotation hami.io/gpu-scheduler-policy is "Spread"; use binpack or spread`},
+		{name: "a filter that we do not have", gpu: "mutex,binpack", err: "annotation hami.io/gpu-scheduler-policy asks for mutex, which does not exist here; ask for a whole GPU instead"},
+	} {
+		p := pod("p").wants("c", "gpu=1 gpumem=1000").annotated(v1alpha1.AnnotationNodePolicy, tc.node).annotated(v1alpha1.AnnotationGPUPolicy, tc.gpu)
+		r, err := Parse(p.Pod, tc.opts)
+		switch {
+		case tc.err != "" && (err == nil || err.Error() != tc.err):
+			t.Errorf("%s: error %v, want %s", tc.name, err, tc.err)
+		case tc.err == "" && err != nil:
+			t.Errorf("%s: %v", tc.name, err)
+		case tc.err == "" && r.Policy != tc.want:
+			t.Errorf("%s: %+v, want %+v", tc.name, r.Policy, tc.want)
+		}
+	}
+}
+
+// TestPolicyChoosesNodeAndGPU has three nodes: idle; both GPUs a quarter full; one
+// GPU nearly full and one idle.
+func TestPolicyChoosesNodeAndGPU(t *testing.T) {
+	node := benchmarkNode(t, "A100-40GB", 2)
+	with := func(layouts ...string) *View {
+		s := node.nothing()
+		for i, text := range layouts {
+			m := node.GPUs[i].Catalogue.Model()
+			l, err := m.Parse(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.occupied[i], err = m.Occupancy(l); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return newView(node, s)
+	}
+	views := []*View{
+		with("........", "........"),
+		with("2g.10gb@0 ......", "2g.10gb@0 ......"),
+		with("2g.10gb@0 .. 3g.20gb@4", "........"),
+	}
+	for _, tc := range []struct {
+		name      string
+		policy    Policy
+		node, gpu int
+	}{
+		{"the fullest node, there the fullest GPU", Policy{geometry.Binpack, geometry.Binpack}, 2, 0},
+		{"the fullest node, there the emptiest GPU", Policy{geometry.Binpack, geometry.Spread}, 2, 1},
+		{"the emptiest node", Policy{geometry.Spread, geometry.Binpack}, 0, 0},
+		{"the emptiest node, there by score", Policy{Node: geometry.Spread}, 0, 0},
+		{"the fullest GPU of all", Policy{GPU: geometry.Binpack}, 2, 0},
+		{"the emptiest GPU of all, of the first node", Policy{GPU: geometry.Spread}, 0, 0},
+	} {
+		r := benchmarkRequest(geometry.Want{MemoryMiB: 4000, Oversize: true})
+		r.Policy = tc.policy
+		best, plan := -1, Plan{}
+		for i, v := range views {
+			if got, verdict := v.Fit(r); verdict == nil && (best < 0 || got.Score < plan.Score) {
+				best, plan = i, got
+			}
+		}
+		if best != tc.node || plan.Devices[0].GPU != tc.gpu {
+			t.Errorf("%s: node %d, GPU %d; want %d, %d", tc.name, best, plan.Devices[0].GPU, tc.node, tc.gpu)
+		}
+	}
+}
+
+// TestBandsComeBeforePolicies: a smaller device on a node that the policy likes less
+// is still preferred.
+func TestBandsComeBeforePolicies(t *testing.T) {
+	idle := viewOf(t, NewLedger(), featureTemplates(t, gpuNode(t, "A100-40GB", 1)), Scope{})
+	node := featureTemplates(t, gpuNode(t, "A100-40GB", 1))
+	used := viewOf(t, NewLedger(), node, Scope{}, pod("a").wants("c", "gpu=1 gpumem=20000").on(t, node, "3g.20gb@0"))
+	for _, policy := range []geometry.Policy{geometry.ByScore, geometry.Binpack, geometry.Spread} {
+		r := benchmarkRequest(geometry.Want{MemoryMiB: 4000, Oversize: true})
+		r.Policy = Policy{Node: policy, GPU: policy}
+		exact, verdict := idle.Fit(r)
+		oversize, verdict2 := used.Fit(r)
+		if verdict != nil || verdict2 != nil || !exact.Devices[0].Exact || oversize.Devices[0].Exact || exact.Score >= oversize.Score {
+			t.Errorf("policy %q: exact scores %d, oversize %d (%v, %v)", policy, exact.Score, oversize.Score, verdict, verdict2)
+		}
+	}
+}
