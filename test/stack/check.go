@@ -141,6 +141,14 @@ func expected(driver nvml.Driver, root string, devices []v1alpha1.Device) ([]Dev
 		if i < 0 {
 			return nil, fmt.Errorf("GPU %s is not on the node", d.GPU)
 		}
+		if d.Share != nil {
+			n, err := nvml.Capabilities{Root: root}.GPUNode(gpus[i].Minor)
+			if err != nil {
+				return nil, err
+			}
+			want = append(want, Device{Path: n.Path, Major: n.Major, Minor: n.Minor, Opens: "ENXIO"})
+			continue
+		}
 		inst, err := instanceAt(driver, d)
 		if err != nil {
 			return nil, err
@@ -176,6 +184,9 @@ func reported(status *v1alpha1.GPUNodeStatus, pod *v1.Pod, devices []v1alpha1.De
 		gpu := status.GPU(d.GPU)
 		if gpu == nil {
 			return fmt.Errorf("GPUNode does not have GPU %s", d.GPU)
+		}
+		if d.Share != nil {
+			continue // Validate has looked at it; GPUNode names no pods of shares
 		}
 		if !slices.ContainsFunc(gpu.Instances, func(i v1alpha1.Instance) bool {
 			return i.ProfileID == d.MIG.ProfileID && i.Start == d.MIG.Start && i.State == v1alpha1.InstanceLive && i.PodUID == pod.UID

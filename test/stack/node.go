@@ -4,10 +4,16 @@
 package stack
 
 import (
+	"bytes"
 	"context"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
@@ -18,6 +24,9 @@ import (
 const (
 	stateDir = "/var/lib/dynamig"
 	simRoot  = "/var/lib/dynamig/sim"
+
+	hamiCoreDir  = "/usr/local/vgpu"
+	hamiCoreLock = "/tmp/vgpulock"
 )
 
 // agentProcess is the agent's name among a node's processes.
@@ -43,7 +52,7 @@ func (s *Stack) AddNode(ctx context.Context, name string, gpus ...string) (*Node
 
 // AddNodeWithoutAgent is AddNode without the agent.
 func (s *Stack) AddNodeWithoutAgent(ctx context.Context, name string, gpus ...string) (*Node, error) {
-	inner, err := s.Cluster.AddNode(ctx, cluster.NodeConfig{Name: name, Private: []string{stateDir}})
+	inner, err := s.Cluster.AddNode(ctx, cluster.NodeConfig{Name: name, Private: []string{stateDir, hamiCoreDir, hamiCoreLock}})
 	if err != nil {
 		return nil, err
 	}
@@ -96,6 +105,45 @@ func (n *Node) StartAgent(ctx context.Context) error {
 	}
 	_, err = n.Start(agentProcess, append(p.argv, "--kubeconfig="+kubeconfig, "--listen=127.0.0.1:0"), p.env)
 	return err
+}
+
+// InstallHAMiCore puts a library where HAMi-core's is on a node. It has no code: the
+// dynamic linker of a process in a container says that it was told to load it.
+func (n *Node) InstallHAMiCore() error {
+	dir, err := n.Path(hamiCoreDir)
+	if err != nil {
+		return err
+	}
+	machine, ok := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[runtime.GOARCH]
+	if !ok {
+		return fmt.Errorf("no machine is known for %s", runtime.GOARCH)
+	}
+	var file bytes.Buffer
+	head := elf.Header64{
+		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+		Type:  uint16(elf.ET_DYN), Machine: uint16(machine), Version: uint32(elf.EV_CURRENT), Ehsize: 64, Shentsize: 64,
+	}
+	if err := binary.Write(&file, binary.LittleEndian, head); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "libvgpu.so"), file.Bytes(), 0o644)
+}
+
+// Homes lists the directories of containers with software shares on a node.
+func (n *Node) Homes() ([]string, error) {
+	dir, err := n.Path(hamiCoreDir)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, "containers"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, err
 }
 
 // Agent is the agent's process.
