@@ -68,7 +68,7 @@ func run(ctx context.Context, cfg stack.Config, once bool) (err error) {
 	if once {
 		defer func() { err = errors.Join(err, s.Cluster.Stop(context.WithoutCancel(ctx))) }()
 	}
-	st := story{Stack: s, repo: cfg.Repo}
+	st := story{Stack: s, repo: cfg.Repo, programs: cfg.Programs}
 	for _, chapter := range []func(context.Context) error{st.podFirst, st.whatItGot, st.fillGaps, st.oneMore} {
 		if err := chapter(ctx); err != nil {
 			return err
@@ -80,14 +80,15 @@ func run(ctx context.Context, cfg stack.Config, once bool) (err error) {
 	}
 	fmt.Printf(`The cluster stays up:
 
-  export KUBECONFIG=%s PATH=%s:$PATH
-  kubectl get gpunodes
+  export KUBECONFIG=%s PATH=%s:%s:$PATH
+  kubectl mig status --watch
+  kubectl mig explain pod gpu-pod
   kubectl get pods -o wide
   kubectl delete pod small-2
   kubectl create -f examples/small-pod.yaml
 
 Remove it with: make demo-stop
-`, s.Cluster.AdminKubeconfig(), absolute(cfg.Cluster.Bin))
+`, s.Cluster.AdminKubeconfig(), absolute(cfg.Cluster.Bin), absolute(cfg.Programs))
 	return nil
 }
 

@@ -5,8 +5,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,8 +18,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
-	"github.com/dynamig/dynamig/pkg/geometry"
 	"github.com/dynamig/dynamig/test/stack"
 )
 
@@ -29,7 +29,8 @@ const (
 // story is the demo's chapters, told in order.
 type story struct {
 	*stack.Stack
-	repo string
+	repo     string
+	programs string
 }
 
 // podFirst: the pod is there before any GPU is.
@@ -116,7 +117,7 @@ func (st story) fillGaps(ctx context.Context) error {
 		}
 		pods = append(pods, pod)
 	}
-	if err := st.draw(ctx); err != nil {
+	if err := st.mig(ctx, "status"); err != nil {
 		return err
 	}
 	return st.agree(ctx, pods...)
@@ -134,6 +135,9 @@ func (st story) oneMore(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("%s waits: %s\n\n", name, waitingFor(pod))
+	if err := st.mig(ctx, "explain", "pod", name); err != nil {
+		return err
+	}
 	if err := st.kubectl(ctx, "delete", "pod", "small-1", "--wait=false"); err != nil {
 		return err
 	}
@@ -145,7 +149,7 @@ func (st story) oneMore(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("%s runs %.1f s after small-1 was gone (target: 2 s)\n", name, time.Since(gone).Seconds())
-	if err := st.draw(ctx); err != nil {
+	if err := st.mig(ctx, "status"); err != nil {
 		return err
 	}
 	return st.agree(ctx, pod)
@@ -180,34 +184,19 @@ func (st story) kubectl(ctx context.Context, args ...string) error {
 	return err
 }
 
-// draw shows each GPU's slices as GPUNode reports them.
-func (st story) draw(ctx context.Context) error {
-	list, err := st.GPUs.DynamigV1alpha1().GPUNodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return err
+// mig runs the plugin as kubectl would, showing it and what it prints. A pod that
+// waits is an answer, with exit code 3.
+func (st story) mig(ctx context.Context, args ...string) error {
+	fmt.Printf("$ kubectl mig %s\n", strings.Join(args, " "))
+	cmd := exec.CommandContext(ctx, filepath.Join(st.programs, "kubectl-mig"), args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+st.Cluster.AdminKubeconfig())
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == 3 {
+		err = nil
 	}
-	for i := range list.Items {
-		n := &list.Items[i]
-		for _, gpu := range n.Status.GPUs {
-			model, err := n.Status.Model(gpu.Model).Geometry()
-			if err != nil {
-				return err
-			}
-			fmt.Printf("%s GPU %d  %s\n", n.Name, gpu.Index, model.Format(layout(gpu)))
-		}
-	}
-	return nil
-}
-
-// layout is what live instances make of a GPU.
-func layout(gpu v1alpha1.GPU) geometry.Layout {
-	var l geometry.Layout
-	for _, i := range gpu.Instances {
-		if i.State == v1alpha1.InstanceLive {
-			l = append(l, geometry.Placed{Profile: geometry.ProfileID(i.ProfileID), Start: int(i.Start)})
-		}
-	}
-	return l
+	fmt.Println()
+	return err
 }
 
 // waiting says that the scheduler has tried a pod and said what is missing.

@@ -160,7 +160,7 @@ func TestRBACRulesNameTheirCode(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no RBAC manifests: %v", err)
 	}
-	path := regexp.MustCompile(`(pkg|cmd)/[a-z0-9/]+(\.go)?`)
+	path := regexp.MustCompile(`(pkg|cmd)/[a-z0-9/-]+(\.go)?`)
 	rules := 0
 	for _, file := range files {
 		text, err := os.ReadFile(file)
