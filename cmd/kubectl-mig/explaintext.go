@@ -134,7 +134,9 @@ func (st *story) drawWhy(s *screen) []line {
 		}
 		out = append(out, s.wrap("      ", dim, "%s: %s, score %.2f", o.Node, describeSpots(o.Spots), o.Score)...)
 	}
-	out = append(out, s.wrap("    ", dim, "The score is in memory slices, lower is better: what becomes unusable, what future requests lose, and how empty the GPU was.")...)
+	if len(w.Others) > 0 {
+		out = append(out, s.wrap("    ", dim, "The score is in memory slices, lower is better: what becomes unusable, what future requests lose, and how empty the GPU was.")...)
+	}
 	told := map[string]bool{}
 	for _, d := range w.Devices {
 		if len(d.Cost) == 0 || told[d.GPU] {

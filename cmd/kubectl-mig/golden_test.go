@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -146,5 +147,44 @@ func compare(t *testing.T, name, got string) {
 	}
 	if diff := cmp.Diff(string(want), got); diff != "" {
 		t.Errorf("%s (-want +got), go test -update writes it:\n%s", file, diff)
+	}
+}
+
+// documentation shows golden output, below a comment that names it.
+const documentation = "../../docs/kubectl-mig.md"
+
+// TestDocumentationShowsWhatIsPrinted: -update writes it.
+func TestDocumentationShowsWhatIsPrinted(t *testing.T) {
+	old, err := os.ReadFile(documentation)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := regexp.MustCompile("(?ms)^<!-- golden: ([a-z-]+), ([^>]+) -->\n```\n(.*?)```$")
+	found := 0
+	want := block.ReplaceAllFunc(old, func(match []byte) []byte {
+		found++
+		m := block.FindSubmatch(match)
+		text, err := os.ReadFile(filepath.Join("testdata", "golden", string(m[1])+".txt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, after, ok := strings.Cut(string(text), "=== "+string(m[2])+"\n")
+		if !ok {
+			t.Fatalf("%s has no %q", m[1], m[2])
+		}
+		shown, _, _ := strings.Cut(after, "\n=== ")
+		return fmt.Appendf(nil, "<!-- golden: %s, %s -->\n```\n%s\n```", m[1], m[2], strings.TrimRight(shown, "\n"))
+	})
+	if found < 4 {
+		t.Errorf("%d pieces of output were found: the test does not see them", found)
+	}
+	if *update {
+		if err := os.WriteFile(documentation, want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if diff := cmp.Diff(string(want), string(old)); diff != "" {
+		t.Errorf("%s (-golden +documentation), go test -update writes it:\n%s", documentation, diff)
 	}
 }

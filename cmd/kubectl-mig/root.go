@@ -84,7 +84,13 @@ func version() string {
 	if !ok {
 		return "unknown"
 	}
-	return info.Main.Version + " " + info.GoVersion
+	text := info.Main.Version
+	for _, setting := range info.Settings {
+		if setting.Key == "vcs.revision" {
+			text += ", commit " + setting.Value[:min(12, len(setting.Value))]
+		}
+	}
+	return text + ", " + info.GoVersion
 }
 
 // arguments makes mistakes in the arguments usage errors.

@@ -94,7 +94,7 @@ func drawMap(g *pool.GPUPicture, scale int) (profiles, pods line) {
 			top = strings.TrimSuffix(top, "gb")
 		}
 		profiles = profiles.add(st, "%s", fill(top, width, filler))
-		pods = pods.add(st, "%s", fill(bottom, width, " "))
+		pods = pods.add(st, "%s", fill(squeeze(bottom, width), width, " "))
 	}
 	return profiles.add(dim, "│"), pods.add(dim, "│")
 }

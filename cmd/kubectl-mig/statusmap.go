@@ -55,7 +55,7 @@ func drawNode(s *screen, n *pool.NodePicture, seen map[pool.SpanState]bool) []li
 	}
 	for _, c := range n.Conditions {
 		if (c.Type == v1alpha1.ConditionReady) == (c.Status == metav1.ConditionFalse) && c.Status != metav1.ConditionUnknown {
-			out = append(out, s.wrap("  ! ", amber, "%s: %s", c.Type, c.Message)...)
+			out = append(out, s.wrap("  ! ", amber, "%s: %s", c.Type, firstLine(c.Message))...)
 		}
 	}
 	for _, p := range n.Preparations {
@@ -63,6 +63,15 @@ func drawNode(s *screen, n *pool.NodePicture, seen map[pool.SpanState]bool) []li
 		out = append(out, s.wrap("  • ", preparationStyle(p.Phase), "%s: %s", name, describePreparation(&p))...)
 	}
 	return out
+}
+
+// firstLine of a message; a condition may have a sentence in each of several.
+func firstLine(message string) string {
+	first, rest, more := strings.Cut(strings.TrimSpace(message), "\n")
+	if !more {
+		return first
+	}
+	return fmt.Sprintf("%s (and %d more; kubectl describe gpunode has all)", first, strings.Count(rest, "\n")+1)
 }
 
 func preparationStyle(phase v1alpha1.PodPhase) style {

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -117,10 +118,27 @@ func stepsOfContainer(pod string, c *v1.ContainerStatus) []step {
 	return steps
 }
 
-// ordered sorts by time, the order given breaking ties.
+// usual is the order in which these come. Most times are known to the second only,
+// so that it orders what happened in one.
+var usual = []string{"Created", "FailedScheduling", "GPUsPlaced", "PodScheduled", "Scheduled", "PreparationFailed", "Prepared", "Running", "PodReady"}
+
+// ordered sorts by the second, then as things usually come, then by time.
 func ordered(steps []step) []step {
-	slices.SortStableFunc(steps, func(a, b step) int { return a.Time.Compare(b.Time) })
+	slices.SortStableFunc(steps, func(a, b step) int {
+		if n := cmp.Compare(a.Time.Unix(), b.Time.Unix()); n != 0 {
+			return n
+		}
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Time.Compare(b.Time))
+	})
 	return steps
+}
+
+// rank among the usual ones; the others come last.
+func rank(s step) int {
+	if i := slices.Index(usual, s.Reason); i >= 0 {
+		return i
+	}
+	return len(usual)
 }
 
 // stepsTold leaves out events of kubelet and of others that the pod's own record
@@ -151,9 +169,11 @@ func drawSteps(s *screen, steps []step) []line {
 	for _, st := range steps {
 		since := ""
 		if !last.IsZero() {
-			since = "+" + brief(st.Time.Sub(last))
+			since = "+" + brief(max(0, st.Time.Sub(last)))
 		}
-		last = st.Time
+		if st.Time.After(last) {
+			last = st.Time
+		}
 		mark := fmt.Sprintf("  %s %s  ", st.Time.Local().Format(time.TimeOnly), padLeft(since, 7))
 		style := plain
 		if st.Type == v1.EventTypeWarning {

@@ -125,6 +125,17 @@ func truncate(t string, width int) string {
 	return strings.TrimRight(string(runes[:width-1]), " ") + "…"
 }
 
+// squeeze cuts out the middle: names of pods differ at their ends.
+func squeeze(t string, width int) string {
+	n := columns(t)
+	if n <= width || width < 3 {
+		return truncate(t, width)
+	}
+	runes := []rune(t)
+	tail := (width - 1) / 2
+	return string(runes[:width-1-tail]) + "…" + string(runes[n-tail:])
+}
+
 // pad fills text up to a width, cut if it is longer.
 func pad(t string, width int) string {
 	t = truncate(t, width)

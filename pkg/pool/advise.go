@@ -52,8 +52,7 @@ func (r Reason) String() string {
 		}
 	}
 	if r.Curable {
-		text += fmt.Sprintf(" (%d of %d memory slices are free, the largest free profile is %s)",
-			r.Free, r.Slices, cmp.Or(r.Largest, "none"))
+		text += fmt.Sprintf(" (%d of %d memory slices are free, %s)", r.Free, r.Slices, r.largest())
 	}
 	switch {
 	case r.Room == 0:
@@ -63,6 +62,13 @@ func (r Reason) String() string {
 		text += fmt.Sprintf("; the GPUs of %d of them have room", r.Room)
 	}
 	return subject + " " + text
+}
+
+func (r Reason) largest() string {
+	if r.Largest == "" {
+		return "and nothing more fits"
+	}
+	return "the largest free profile is " + r.Largest
 }
 
 // names lists some of them.
