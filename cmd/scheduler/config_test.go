@@ -26,7 +26,6 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler/profile"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
-	"github.com/dynamig/dynamig/pkg/monitor"
 	"github.com/dynamig/dynamig/pkg/plugins/dynamicmig"
 )
 
@@ -55,10 +54,6 @@ func TestShippedConfigIsValid(t *testing.T) {
 	if diff := cmp.Diff([]string{v1alpha1.SchedulerName}, names); diff != "" {
 		t.Errorf("profiles (-want +got):\n%s", diff)
 	}
-	ours := c.Profiles[0]
-	if ours.PercentageOfNodesToScore == nil || *ours.PercentageOfNodesToScore != 100 {
-		t.Errorf("percentageOfNodesToScore of %s is %v, want 100: the best GPU may be on any node", ours.SchedulerName, ours.PercentageOfNodesToScore)
-	}
 	if c.ClientConnection.QPS != 1000 || c.ClientConnection.Burst != 2000 {
 		t.Errorf("clientConnection is %v/%v, want 1000/2000: the default is the bottleneck", c.ClientConnection.QPS, c.ClientConnection.Burst)
 	}
@@ -72,7 +67,7 @@ func TestConfigIsReadStrictly(t *testing.T) {
 		t.Fatal(err)
 	}
 	slips := map[string][2]string{
-		"an unknown field":         {"percentageOfNodesToScore:", "percentOfNodesToScore:"},
+		"an unknown field":         {"schedulerName:", "nameOfScheduler:"},
 		"a field twice":            {"  qps: 1000", "  qps: 1000\n  qps: 50"},
 		"a field at a wrong level": {"  plugins:", "  multiPoint: {}\n  plugins:"},
 	}
@@ -105,7 +100,7 @@ func (unreachable) RoundTrip(*http.Request) (*http.Response, error) {
 func build(t *testing.T) profile.Map {
 	t.Helper()
 	registry := frameworkruntime.Registry{}
-	for _, option := range plugins(&monitor.Config{}) {
+	for _, option := range plugins() {
 		if err := option(registry); err != nil {
 			t.Fatal(err)
 		}
@@ -156,6 +151,12 @@ func TestProgramRunsTheShippedConfig(t *testing.T) {
 			if !contains(set, dynamicmig.FitName) || contains(set, "NodeResourcesFit") {
 				t.Errorf("%s of our profile has %v, want %s in place of NodeResourcesFit", point, names(set), dynamicmig.FitName)
 			}
+		}
+		if got := names(ours.Filter)[0]; got != dynamicmig.Name {
+			t.Errorf("the first Filter is %s, want %s: full nodes cost least so", got, dynamicmig.Name)
+		}
+		if got := names(ours.Bind); len(got) != 2 || got[0] != dynamicmig.Name {
+			t.Errorf("Bind has %v, want %s first: the allocation travels in the Binding", got, dynamicmig.Name)
 		}
 		for _, spreads := range []string{dynamicmig.FitName, "NodeResourcesBalancedAllocation"} {
 			if contains(ours.Score, spreads) {

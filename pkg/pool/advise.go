@@ -354,7 +354,7 @@ func (f *Fleet) more(r *Request, pods int) []MoreGPUs {
 func gpusFor(g GPU, r *Request, pods int) int {
 	g.blocked, g.avoided = geometry.Occupancy{}, nil
 	for size := 1; size <= len(r.Devices); size++ {
-		empty := idleNode(g, size).idle()
+		empty := idleNode(g, size).idle
 		held := 0
 		for v := empty; held < pods; held++ {
 			plan, verdict := v.Fit(r)
@@ -410,10 +410,9 @@ func smaller(prospects []prospect, r *Request) int {
 // fitsMemory asks for other memory.
 func (v *View) fitsMemory(r *Request, memory int) bool {
 	other := *r
-	other.Devices, other.tables = slices.Clone(r.Devices), new(tableCache)
+	other.Devices, other.tables, other.verdicts = slices.Clone(r.Devices), new(tableCache), nil
 	for i := range other.Devices {
 		other.Devices[i].MemoryMiB = memory
 	}
-	_, verdict := v.Fit(&other)
-	return verdict == nil
+	return v.Fits(&other)
 }

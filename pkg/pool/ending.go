@@ -273,7 +273,7 @@ func (f *Fleet) repack(open []*site, r *Request) *Repack {
 		for _, w := range append(wants, r.Devices...) {
 			all.add(w, ShareWant{})
 		}
-		if _, verdict := s.node.idle().Fit(all); verdict == nil {
+		if _, verdict := s.node.idle.Fit(all); verdict == nil {
 			return &Repack{Node: s.node.Name}
 		}
 	}

@@ -46,6 +46,22 @@ func (v *View) Fit(r *Request) (Plan, *Verdict) {
 	return plan, verdict
 }
 
+// Measure is the Score of Fit, for callers that do not need the plan.
+func (v *View) Measure(r *Request) (int64, *Verdict) {
+	if len(r.Devices) > 1 {
+		plan, verdict := v.Fit(r)
+		return plan.Score, verdict
+	}
+	if verdict := v.precheck(r); verdict != nil {
+		return 0, verdict
+	}
+	_, score, ok := v.best(r)
+	if !ok {
+		return 0, v.explain(r)
+	}
+	return v.total(r, score), nil
+}
+
 // Fits is Fit for callers that need neither the plan nor the reason, which takes
 // further searches.
 func (v *View) Fits(r *Request) bool {
@@ -66,7 +82,7 @@ func (v *View) find(r *Request) (Plan, *Verdict) {
 	case found:
 		return plan, nil
 	case exceeded:
-		return Plan{}, &Verdict{Reason: "node(s) took too many steps to search for " + describeAll(r), Curable: true}
+		return Plan{}, r.verdict("node(s) took too many steps to search for ", true)
 	default:
 		return Plan{}, full
 	}
@@ -99,6 +115,8 @@ func (v *View) precheck(r *Request) *Verdict {
 	mode := func(g GPU) bool { return r.MIG && g.Offered || r.Share && g.Shares != nil }
 	selected := func(g GPU) bool { return mode(g) && r.Select.accept(&g) }
 	switch {
+	case v.replaced:
+		return &Verdict{Reason: ReasonNodeChanged}
 	case v.contested:
 		return &Verdict{Reason: ReasonNominated, Curable: true}
 	case slices.ContainsFunc(v.Node.GPUs, selected):
@@ -291,7 +309,7 @@ func (v *View) held(position int, d Assigned) Held {
 // Offers reports whether the node still offers what h holds: its GPUs are there
 // and take instances, its profiles exist, and nobody else's instance is in the
 // way. It is the last check before a choice is published.
-func (n *Node) Offers(h Holder) bool { return n.idle().Has(h) }
+func (n *Node) Offers(h Holder) bool { return n.idle.Has(h) }
 
 // Has reports whether all that h holds is on offer and free in v.
 func (v *View) Has(h Holder) bool {

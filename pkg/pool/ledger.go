@@ -5,6 +5,7 @@ package pool
 
 import (
 	"sync"
+	"sync/atomic"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -93,18 +94,22 @@ func spansOf(a *v1alpha1.Allocation) []Held {
 // the annotation until the scheduler's own handler has seen the pod bound, which
 // may be after ours has.
 type Ledger struct {
-	mu        sync.RWMutex // guards what follows
-	pods      map[types.UID]*Holder
-	nodes     map[string]map[types.UID]*Holder
-	revisions map[string]uint64
+	mu    sync.RWMutex // guards what follows
+	pods  map[types.UID]*Holder
+	nodes map[string]*shelf // stays once it is made: its revision must not begin anew
+}
+
+// shelf is what a ledger has for one node.
+type shelf struct {
+	holders  map[types.UID]*Holder // guarded by Ledger.mu
+	revision atomic.Uint64         // grows under Ledger.mu, with each change of holders
 }
 
 // NewLedger returns an empty ledger.
 func NewLedger() *Ledger {
 	return &Ledger{
-		pods:      map[types.UID]*Holder{},
-		nodes:     map[string]map[types.UID]*Holder{},
-		revisions: map[string]uint64{},
+		pods:  map[types.UID]*Holder{},
+		nodes: map[string]*shelf{},
 	}
 }
 
@@ -124,7 +129,7 @@ func (l *Ledger) Publish(uid types.UID) {
 	if old, ok := l.pods[uid]; ok && old.State == Assumed {
 		h := *old
 		h.State = Published
-		l.pods[uid], l.nodes[h.Node][uid] = &h, &h
+		l.pods[uid], l.nodes[h.Node].holders[uid] = &h, &h
 	}
 }
 
@@ -168,21 +173,55 @@ func (l *Ledger) Holder(uid types.UID) (Holder, bool) {
 	return *h, true
 }
 
+// IsBound reports whether the pod was seen bound to the node.
+func (l *Ledger) IsBound(uid types.UID, node string) bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	h, ok := l.pods[uid]
+	return ok && h.State == Bound && h.Node == node
+}
+
 // Revision of a node: it grows with each change of what the ledger holds there.
 func (l *Ledger) Revision(node string) uint64 {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	return l.revisions[node]
+	if s := l.nodes[node]; s != nil {
+		return s.revision.Load()
+	}
+	return 0
+}
+
+// shelf of a node.
+func (l *Ledger) shelf(node string) *shelf {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.make(node)
+}
+
+// make is shelf for those that hold the lock.
+func (l *Ledger) make(node string) *shelf {
+	s := l.nodes[node]
+	if s == nil {
+		s = &shelf{holders: map[types.UID]*Holder{}}
+		l.nodes[node] = s
+	}
+	return s
+}
+
+// on is what pods hold on a node, for those that hold the lock.
+func (l *Ledger) on(node string) map[types.UID]*Holder {
+	if s := l.nodes[node]; s != nil {
+		return s.holders
+	}
+	return nil
 }
 
 func (l *Ledger) put(h *Holder) {
 	l.drop(h.UID)
 	l.pods[h.UID] = h
-	if l.nodes[h.Node] == nil {
-		l.nodes[h.Node] = map[types.UID]*Holder{}
-	}
-	l.nodes[h.Node][h.UID] = h
-	l.revisions[h.Node]++
+	s := l.make(h.Node)
+	s.holders[h.UID] = h
+	s.revision.Add(1)
 }
 
 func (l *Ledger) drop(uid types.UID) {
@@ -191,9 +230,7 @@ func (l *Ledger) drop(uid types.UID) {
 		return
 	}
 	delete(l.pods, uid)
-	there := l.nodes[old.Node]
-	if delete(there, uid); len(there) == 0 {
-		delete(l.nodes, old.Node)
-	}
-	l.revisions[old.Node]++
+	s := l.nodes[old.Node]
+	delete(s.holders, uid)
+	s.revision.Add(1)
 }

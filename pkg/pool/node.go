@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -22,7 +23,11 @@ type Node struct {
 	index   map[string]int // GPU UUID to position in GPUs
 	runs    []run
 	simple  bool // takes instances only, and avoids none
+	avoids  bool // some place is avoided: see Pool.Avoid
 	refused map[types.UID]struct{}
+
+	idle *View // without any pod
+	bare *View // without any pod and without instances of others
 }
 
 // GPU is one GPU of a Node.
@@ -52,23 +57,35 @@ func (g *GPU) AvoidsShares() bool { return g.avoidsShares }
 // see Pool.Avoid.
 func (g *GPU) Avoided() []geometry.Placed { return g.avoided }
 
+// Describes reports whether the node's report is of this Node object, not of an
+// earlier or later one of its name.
+func (n *Node) Describes(object *v1.Node) bool { return n.UID == "" || n.UID == object.UID }
+
 // run is a range of neighbouring GPUs with one catalogue.
 type run struct {
 	catalogue *geometry.Catalogue
 	from, to  int // positions in GPUs; to is the first behind
 }
 
-// divide finds the runs.
+// divide finds the runs, and what decisions need to know of the node without pods.
 func (n *Node) divide() {
-	n.runs, n.simple = nil, true
+	n.runs, n.simple, n.avoids = nil, true, false
+	blocked := false
 	for i := range n.GPUs {
 		g := &n.GPUs[i]
+		n.avoids = n.avoids || len(g.avoided) > 0 || g.avoidsShares
+		blocked = blocked || g.blocked.Mask != 0
 		n.simple = n.simple && g.Shares == nil && len(g.avoided) == 0
 		if last := len(n.runs) - 1; last >= 0 && n.runs[last].catalogue == g.Catalogue {
 			n.runs[last].to++
 		} else {
 			n.runs = append(n.runs, run{g.Catalogue, i, i + 1})
 		}
+	}
+	n.bare = regardless(n, n.nothing())
+	n.idle = n.bare
+	if blocked {
+		n.idle = regardless(n, n.blocked())
 	}
 }
 

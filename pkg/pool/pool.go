@@ -6,6 +6,7 @@ package pool
 import (
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +27,10 @@ type Pool struct {
 	catalogues Catalogues
 	prices     *pricing
 
+	// byName is a copy of nodes that is never changed, for Filter, which asks for each
+	// node of the cluster; nil after a change.
+	byName atomic.Pointer[map[string]*entry]
+
 	mu      sync.RWMutex // guards what follows
 	nodes   map[string]*entry
 	broken  map[string]error               // GPUNodes that cannot be read
@@ -35,9 +40,15 @@ type Pool struct {
 	sizes   map[int]int                    // nodes, by the number of devices they can hold
 }
 
-// entry is a node with its two newest views: nominated pods make kube-scheduler
-// ask for each node twice, with them and without.
+// entry is a node.
 type entry struct {
+	shelf *shelf
+	now   atomic.Pointer[edition]
+}
+
+// edition is a node as one report shows it, with its two newest views: nominated
+// pods make kube-scheduler ask for each node twice, with them and without.
+type edition struct {
 	report *Node // without what is avoided
 	node   *Node
 
@@ -92,17 +103,31 @@ func (p *Pool) Update(obj *v1alpha1.GPUNode) error {
 	node, err := NodeOf(obj, &p.catalogues)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if old, ok := p.nodes[obj.Name]; ok && old.report.UID != obj.Status.NodeUID {
+	if e, ok := p.nodes[obj.Name]; ok && e.now.Load().report.UID != obj.Status.NodeUID {
 		delete(p.avoided, obj.Name)
 	}
-	p.remove(obj.Name)
 	if err != nil {
+		p.remove(obj.Name)
 		p.broken[obj.Name] = err
 		return err
 	}
-	p.nodes[obj.Name] = &entry{report: node, node: node.avoiding(p.avoided[obj.Name])}
-	p.count(node, 1)
+	delete(p.broken, obj.Name)
+	p.put(node)
 	return nil
+}
+
+// put adds a node, or its newest report.
+func (p *Pool) put(node *Node) {
+	e, known := p.nodes[node.Name]
+	if known {
+		p.count(e.now.Load().report, -1)
+	} else {
+		e = &entry{shelf: p.shelf(node.Name)}
+		p.nodes[node.Name] = e
+		p.byName.Store(nil)
+	}
+	e.now.Store(&edition{report: node, node: node.avoiding(p.avoided[node.Name])})
+	p.count(node, 1)
 }
 
 // Avoid keeps h's placements out of new choices until again is called. A node's
@@ -126,7 +151,8 @@ func (p *Pool) Avoid(h Holder) (again func()) {
 // applyAvoided replaces a node after a change of avoided. Its views go with it.
 func (p *Pool) applyAvoided(name string) {
 	if e, ok := p.nodes[name]; ok {
-		p.nodes[name] = &entry{report: e.report, node: e.report.avoiding(p.avoided[name])}
+		report := e.now.Load().report
+		e.now.Store(&edition{report: report, node: report.avoiding(p.avoided[name])})
 	}
 }
 
@@ -140,9 +166,10 @@ func (p *Pool) Remove(name string) {
 
 func (p *Pool) remove(name string) {
 	delete(p.broken, name)
-	if old, ok := p.nodes[name]; ok {
+	if e, ok := p.nodes[name]; ok {
 		delete(p.nodes, name)
-		p.count(old.node, -1)
+		p.byName.Store(nil)
+		p.count(e.now.Load().report, -1)
 	}
 }
 
@@ -186,7 +213,7 @@ func (p *Pool) Node(name string) (*Node, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	if e, ok := p.nodes[name]; ok {
-		return e.node, nil
+		return e.now.Load().node, nil
 	}
 	return nil, p.broken[name]
 }
@@ -197,31 +224,43 @@ func (p *Pool) Nodes() []*Node {
 	defer p.mu.RUnlock()
 	out := make([]*Node, 0, len(p.nodes))
 	for _, e := range p.nodes {
-		out = append(out, e.node)
+		out = append(out, e.now.Load().node)
 	}
 	return out
 }
 
-// CachedView is View for a NodeInfo's content: built once for each key and
-// ledger revision. Nil when the node is not in the pool.
-func (p *Pool) CachedView(name string, key Key, pods iter.Seq[*v1.Pod]) *View {
-	p.mu.RLock()
-	e := p.nodes[name]
-	p.mu.RUnlock()
+// CachedView is View for the content of a NodeInfo of this Node object: built once
+// for each key and ledger revision. Nil when the node is not in the pool. Its cost
+// counts: Filter and Score ask for each node, of each pod.
+func (p *Pool) CachedView(of *v1.Node, key Key, pods iter.Seq[*v1.Pod]) *View {
+	e := p.entries()[of.Name]
 	if e == nil {
 		return nil
 	}
-	revision := p.Revision(name)
-	for i := range e.views {
-		if kept := e.views[i].Load(); kept != nil && kept.key == key && kept.revision == revision {
+	now, revision := e.now.Load(), e.shelf.revision.Load()
+	for i := range now.views {
+		if kept := now.views[i].Load(); kept != nil && kept.key == key && kept.revision == revision {
 			return kept.view
 		}
 	}
 	// A change of the ledger between reading the revision and building makes the
 	// view newer than its name: it is then built again for the newer one.
-	kept := &keyedView{key: key, revision: revision, view: p.View(e.node, pods, Scope{}, p.opts)}
-	e.views[e.next.Add(1)%2].Store(kept)
-	return kept.view
+	view := p.View(now.node, pods, Scope{}, p.opts)
+	view.replaced = !now.node.Describes(of)
+	now.views[now.next.Add(1)%2].Store(&keyedView{key: key, revision: revision, view: view})
+	return view
+}
+
+// entries are the nodes, for reading.
+func (p *Pool) entries() map[string]*entry {
+	if kept := p.byName.Load(); kept != nil {
+		return *kept
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	copied := maps.Clone(p.nodes)
+	p.byName.Store(&copied) // no writer is between its change and its nil
+	return copied
 }
 
 // FreshView builds a view that is not kept.

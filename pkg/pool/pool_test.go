@@ -537,7 +537,9 @@ func TestAvoidedPlacementsAreNotChosen(t *testing.T) {
 		t.Fatal(err)
 	}
 	none := func(func(*v1.Pod) bool) {}
-	small := func() string { return fit(t, p.CachedView("n", Key{}, none), pod("p").wants("c", "gpu=1 gpumem=4000")) }
+	small := func() string {
+		return fit(t, p.CachedView(object("n"), Key{}, none), pod("p").wants("c", "gpu=1 gpumem=4000"))
+	}
 	first := small()
 	var start int
 	if _, err := fmt.Sscanf(first, "1g.5gb@%d:GPU-0", &start); err != nil {
@@ -548,7 +550,7 @@ func TestAvoidedPlacementsAreNotChosen(t *testing.T) {
 		if got := small(); got == first || !strings.HasPrefix(got, "1g.5gb@") {
 			t.Errorf("%s: %s, want another start than %d", when, got, start)
 		}
-		whole := fit(t, p.CachedView("n", Key{}, none), pod("p").wants("c", "gpu=1"))
+		whole := fit(t, p.CachedView(object("n"), Key{}, none), pod("p").wants("c", "gpu=1"))
 		if want := "7g.40gb@0:GPU-0"; whole != want {
 			t.Errorf("%s: another profile over it = %s, want %s", when, whole, want)
 		}
@@ -574,26 +576,26 @@ func TestCachedViewFollowsEveryChange(t *testing.T) {
 	}
 	none := func(func(*v1.Pod) bool) {}
 	key := Key{Generation: 7}
-	first := p.CachedView("n", key, none)
-	if again := p.CachedView("n", key, none); again != first {
+	first := p.CachedView(object("n"), key, none)
+	if again := p.CachedView(object("n"), key, none); again != first {
 		t.Error("an unchanged node was built twice")
 	}
 	p.Assume(Holder{UID: "x", Node: "n"})
-	second := p.CachedView("n", key, none)
+	second := p.CachedView(object("n"), key, none)
 	if second == first {
 		t.Error("Assume did not make a new view")
 	}
 	p.Forget("x")
-	if p.CachedView("n", key, none) == second {
+	if p.CachedView(object("n"), key, none) == second {
 		t.Error("Forget did not make a new view")
 	}
 	if err := p.Update(obj); err != nil {
 		t.Fatal(err)
 	}
-	if got := p.CachedView("n", key, none); got == first || got == second {
+	if got := p.CachedView(object("n"), key, none); got == first || got == second {
 		t.Error("a new report did not make a new view")
 	}
-	if p.CachedView("other", key, none) != nil {
+	if p.CachedView(object("other"), key, none) != nil {
 		t.Error("a node that is not in the pool has a view")
 	}
 }

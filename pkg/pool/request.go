@@ -43,9 +43,10 @@ type Request struct {
 	// into Devices in the order of the allocation.
 	Containers map[string][]int
 
-	joint  []bool // by device: a container has it together with others
-	prices *Prices
-	tables *tableCache
+	joint    []bool // by device: a container has it together with others
+	prices   *Prices
+	tables   *tableCache
+	verdicts *verdicts
 }
 
 // InvalidError is a mistake in a pod. Its text names the field and the remedy.
@@ -107,6 +108,7 @@ func Parse(pod *v1.Pod, opts Options) (*Request, error) {
 		UID:        pod.UID,
 		Containers: map[string][]int{},
 		tables:     new(tableCache),
+		verdicts:   new(verdicts),
 	}
 	if err := r.parseMode(pod.Annotations[v1alpha1.AnnotationMode]); err != nil {
 		return nil, err

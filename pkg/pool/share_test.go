@@ -422,7 +422,7 @@ func TestReportAboutShares(t *testing.T) {
 	}
 	none := func(func(*v1.Pod) bool) {}
 	ask := func() string {
-		return planText(t, p.CachedView("n", Key{}, none), pod("p").wants("c", "gpu=1 gpumem=100"))
+		return planText(t, p.CachedView(object("n"), Key{}, none), pod("p").wants("c", "gpu=1 gpumem=100"))
 	}
 	again := p.Avoid(Holder{Node: "n", Spans: []Held{{GPU: "GPU-0", Share: v1alpha1.Share{MemoryMiB: 1}}}})
 	if got, want := ask(), "node(s) had just refused the only GPU with enough left to share for 100 MiB"; got != want {

@@ -7,10 +7,14 @@ import (
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/geometry"
 )
+
+// object is a Node.
+func object(name string) *v1.Node { return &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}} }
 
 // one is a span of 1g.5gb at a start of GPU-0.
 func one(start int) []Held {
@@ -111,11 +115,11 @@ func TestReasons(t *testing.T) {
 	p.Avoid(Holder{Node: "n", Spans: []Held{{GPU: "GPU-0", Placed: geometry.Placed{Profile: 0, Start: 0}, Size: 8}}})
 	whole := func(name string) podBuilder { return pod(name).wants("c", "gpu=1") }
 	none := func(func(*v1.Pod) bool) {}
-	if got, want := fit(t, p.CachedView("n", Key{}, none), whole("p")), "node(s) had just refused the only free MIG placement for a whole GPU"; got != want {
+	if got, want := fit(t, p.CachedView(object("n"), Key{}, none), whole("p")), "node(s) had just refused the only free MIG placement for a whole GPU"; got != want {
 		t.Errorf("avoided: %s, want %s", got, want)
 	}
 	taken := func(yield func(*v1.Pod) bool) { yield(full.Pod) }
-	if got, want := fit(t, p.CachedView("n", Key{Pods: 1}, taken), whole("p")), "node(s) had no free MIG placement for a whole GPU"; got != want {
+	if got, want := fit(t, p.CachedView(object("n"), Key{Pods: 1}, taken), whole("p")), "node(s) had no free MIG placement for a whole GPU"; got != want {
 		t.Errorf("avoided and taken: %s, want %s", got, want)
 	}
 }

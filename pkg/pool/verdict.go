@@ -6,6 +6,7 @@ package pool
 import (
 	"fmt"
 	"strings"
+	"sync"
 )
 
 // Verdict says why a node does not suit. Curable verdicts could be cured by
@@ -29,18 +30,32 @@ const (
 // explain says why r does not fit: nothing on this hardware, somebody else's
 // instance in the way, a place that an agent has just refused, or pods in the way.
 func (v *View) explain(r *Request) *Verdict {
-	words := reasonsBy[v.considered(r)]
-	unavoided := regardless(v.Node, v.state())
+	words, n := reasonsBy[v.considered(r)], v.Node
 	switch {
-	case !v.Node.bare().couldHold(r):
-		return &Verdict{Reason: words.never + describeAll(r)}
-	case !v.Node.idle().couldHold(r):
-		return &Verdict{Reason: "node(s) had foreign or stuck MIG instances in the way of " + describeAll(r)}
-	case unavoided.Fits(r):
-		return &Verdict{Reason: words.refused + describeAll(r), Curable: true}
+	case !n.bare.couldHold(r):
+		return r.verdict(words.never, false)
+	case n.idle != n.bare && !n.idle.couldHold(r):
+		return r.verdict("node(s) had foreign or stuck MIG instances in the way of ", false)
+	case n.avoids && regardless(n, v.state()).Fits(r):
+		return r.verdict(words.refused, true)
 	default:
-		return &Verdict{Reason: words.full + describeAll(r), Curable: true}
+		return r.verdict(words.full, true)
 	}
+}
+
+// verdicts are those of one request, by the words before what it asks for: where
+// most nodes are full, each of them gives the same.
+type verdicts struct{ known sync.Map }
+
+func (r *Request) verdict(words string, curable bool) *Verdict {
+	if r.verdicts == nil { // not from Parse
+		return &Verdict{Reason: words + describeAll(r), Curable: curable}
+	}
+	known, ok := r.verdicts.known.Load(words)
+	if !ok {
+		known, _ = r.verdicts.known.LoadOrStore(words, &Verdict{Reason: words + describeAll(r), Curable: curable})
+	}
+	return known.(*Verdict)
 }
 
 // reasonsBy the modes that were considered; what is asked for follows.

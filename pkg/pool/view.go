@@ -23,6 +23,9 @@ type View struct {
 	taken    []Taken              // likewise, by software shares
 	cut      []geometry.State     // likewise, both as a state for instances: see stateOf
 
+	// replaced is set when the report is not of the Node object asked for.
+	replaced bool
+
 	// contested is set when a nominated pod found no room: whoever is under test
 	// must yield to it.
 	contested bool
@@ -77,7 +80,7 @@ func (l *Ledger) View(node *Node, pods iter.Seq[*v1.Pod], scope Scope, opts Opti
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	seen := b.addPods(l.pods, there)
-	for uid, h := range l.nodes[node.Name] {
+	for uid, h := range l.on(node.Name) {
 		if _, ok := seen[uid]; !ok && uid != scope.Except && scope.Ledger.includes(h) && !b.gaveUp(h) {
 			b.add(h.Spans)
 		}
@@ -254,12 +257,6 @@ func (n *Node) blocked() state {
 func (n *Node) nothing() state {
 	return state{occupied: make([]geometry.Occupancy, len(n.GPUs)), taken: make([]Taken, len(n.GPUs))}
 }
-
-// idle is the node without any pod.
-func (n *Node) idle() *View { return regardless(n, n.blocked()) }
-
-// bare is the node without any pod and without instances of others.
-func (n *Node) bare() *View { return regardless(n, n.nothing()) }
 
 // regardless is a view that answers what is possible.
 func regardless(n *Node, s state) *View {

@@ -134,7 +134,7 @@ func (l *Ledger) tenants(node *Node, pods []*v1.Pod) []*Tenant {
 		}
 		out = append(out, t)
 	}
-	for uid, h := range l.nodes[node.Name] {
+	for uid, h := range l.on(node.Name) {
 		if _, ok := seen[uid]; !ok && LedgerAll.includes(h) && !b.gaveUp(h) {
 			out = append(out, &Tenant{Holder: *h})
 		}

@@ -80,7 +80,7 @@ func TestWaitingPodRunsWhenAnotherEnds(t *testing.T) {
 	}
 	waiting := create(t, newPod("waiting", "gpu=1 gpumem=4000"))
 	want := "node(s) had no free MIG placement for 4000 MiB"
-	if got := unscheduled(t, waiting.Name); !strings.Contains(got, want) && !strings.Contains(got, "Insufficient nvidia.com/gpu") {
+	if got := unscheduled(t, waiting.Name); !strings.Contains(got, want) {
 		t.Errorf("reason = %q, want %q", got, want)
 	}
 	remove(t, pods[3].Name)

@@ -27,6 +27,20 @@ const (
 	OversizeNever Oversize = "Never"
 )
 
+// AllocationWrite says how a pod's allocation is written.
+type AllocationWrite string
+
+// Values of AllocationWrite.
+const (
+	// WriteAnnotation patches the pod before it is bound.
+	WriteAnnotation AllocationWrite = "Annotation"
+
+	// WriteBinding has the annotation travel in the Binding, which the API server
+	// merges into the pod in the same write as spec.nodeName: one write for each pod.
+	// The plugin must bind then; see Plugin.mustBind.
+	WriteBinding AllocationWrite = "Binding"
+)
+
 // Args are DynamicMIGArgs, the plugin's section of pluginConfig.
 type Args struct {
 	APIVersion string `json:"apiVersion,omitempty"`
@@ -50,6 +64,9 @@ type Args struct {
 
 	// MixLearning says whether real requests change the mix. It is Enabled when empty.
 	MixLearning Switch `json:"mixLearning,omitempty"`
+
+	// AllocationWrite is Annotation when empty, which works in every profile.
+	AllocationWrite AllocationWrite `json:"allocationWrite,omitempty"`
 }
 
 // Expected is a kind of device in Args.Mix: what one container would ask for, and
@@ -74,7 +91,7 @@ const (
 // decodeArgs reads the arguments strictly and fills in the defaults. The error
 // names the field.
 func decodeArgs(obj runtime.Object) (Args, error) {
-	args := Args{Oversize: OversizeAllow, MixLearning: Enabled}
+	args := Args{Oversize: OversizeAllow, MixLearning: Enabled, AllocationWrite: WriteAnnotation}
 	if obj == nil {
 		return args, nil
 	}
@@ -98,6 +115,7 @@ func decodeArgs(obj runtime.Object) (Args, error) {
 		return args, fmt.Errorf("DynamicMIGArgs: oversize is %q; use %s or %s", args.Oversize, OversizeAllow, OversizeNever)
 	}
 	args.MixLearning = cmp.Or(args.MixLearning, Enabled)
+	args.AllocationWrite = cmp.Or(args.AllocationWrite, WriteAnnotation)
 	return args, args.check()
 }
 
@@ -111,6 +129,9 @@ func (a *Args) check() error {
 	}
 	if a.MixLearning != Enabled && a.MixLearning != Disabled {
 		return fmt.Errorf("DynamicMIGArgs: mixLearning is %q; use %s or %s", a.MixLearning, Enabled, Disabled)
+	}
+	if a.AllocationWrite != WriteAnnotation && a.AllocationWrite != WriteBinding {
+		return fmt.Errorf("DynamicMIGArgs: allocationWrite is %q; use %s or %s", a.AllocationWrite, WriteAnnotation, WriteBinding)
 	}
 	for i, e := range a.Mix {
 		switch {

@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
+	"k8s.io/kubernetes/pkg/scheduler/apis/config"
+	schedutil "k8s.io/kubernetes/pkg/scheduler/util"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 )
@@ -25,17 +27,16 @@ const (
 	reasonOverwritten = "AllocationOverwritten"
 )
 
-// PreBindPreFlight skips pods without our resources.
+// PreBindPreFlight skips where PreBind has no work.
 func (pl *Plugin) PreBindPreFlight(_ context.Context, cs fwk.CycleState, _ *v1.Pod, _ string) (*fwk.PreBindPreFlightResult, *fwk.Status) {
-	if _, err := readState(cs); err != nil {
+	if _, err := readState(cs); err != nil || pl.write == WriteBinding {
 		return nil, fwk.NewStatus(fwk.Skip)
 	}
 	return &fwk.PreBindPreFlightResult{AllowParallel: true}, nil
 }
 
-// PreBind publishes the choice: one patch of the pod's annotation, for this UID
-// only. The pod given is the scheduler's cached one and is not written to. It ends
-// when ctx is cancelled or the pod is deleted.
+// PreBind publishes the choice, unless Bind does: one patch of the pod's annotation,
+// for this UID only. It ends when ctx is cancelled or the pod is deleted.
 //
 // It also comes for pods without our resources: the framework asks
 // PreBindPreFlight only where NominatedNodeNameForExpectation is on, and we ship it
@@ -45,6 +46,25 @@ func (pl *Plugin) PreBind(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, n
 	if err != nil {
 		return nil
 	}
+	if pl.write == WriteBinding {
+		return fwk.AsStatus(pl.mustBind())
+	}
+	return pl.publish(ctx, s, pod, nodeName, pl.patch)
+}
+
+// Bind binds the pod with its allocation in the same write, where the arguments say
+// so; otherwise it leaves that to the next plugin. It ends as PreBind does.
+func (pl *Plugin) Bind(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, nodeName string) *fwk.Status {
+	s, err := readState(cs)
+	if err != nil || pl.write != WriteBinding {
+		return fwk.NewStatus(fwk.Skip)
+	}
+	return pl.publish(ctx, s, pod, nodeName, pl.bind)
+}
+
+// publish checks the choice once more and writes it. The pod given is the
+// scheduler's cached one and is not written to.
+func (pl *Plugin) publish(ctx context.Context, s *state, pod *v1.Pod, nodeName string, write func(ctx context.Context, pod *v1.Pod, nodeName, text string) error) *fwk.Status {
 	if s.chosen == nil {
 		return fwk.AsStatus(fmt.Errorf("publishing the allocation of pod %s: nothing was reserved", klog.KObj(pod)))
 	}
@@ -57,23 +77,23 @@ func (pl *Plugin) PreBind(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, n
 		node.UID != s.chosen.view.Node.UID || !node.Offers(s.chosen.holder) {
 		return fwk.NewStatus(fwk.Unschedulable, fmt.Sprintf("node %s no longer offers the chosen MIG placements", nodeName))
 	}
-	if err := pl.publish(ctx, s, pod); err != nil {
+	text, err := s.chosen.view.Allocation(s.request, s.chosen.plan).Encode()
+	if err != nil {
+		return fwk.AsStatus(err)
+	}
+	pl.warnOfForgery(pod)
+	if err := write(ctx, pod, nodeName, text); err != nil {
 		return fwk.AsStatus(err)
 	}
 	pl.pool.Publish(pod.UID)
+	if logger := klog.FromContext(ctx).V(2); logger.Enabled() {
+		logger.Info("Published allocation", "pod", klog.KObj(pod), "node", nodeName, "placement", s.describe())
+	}
 	return nil
 }
 
-func (pl *Plugin) publish(ctx context.Context, s *state, pod *v1.Pod) error {
-	text, err := s.chosen.view.Allocation(s.request, s.chosen.plan).Encode()
-	if err != nil {
-		return err
-	}
-	if old, ok := pod.Annotations[v1alpha1.AnnotationAllocation]; ok && !attempted(pod, old) {
-		pl.handle.EventRecorder().Eventf(pod, nil, v1.EventTypeWarning, reasonOverwritten, "Scheduling",
-			"Annotation %s on the unbound pod binds nobody and was overwritten; remove it from the pod or its template",
-			v1alpha1.AnnotationAllocation)
-	}
+// patch writes the annotation to the pod.
+func (pl *Plugin) patch(ctx context.Context, pod *v1.Pod, _, text string) error {
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
 		"uid":         pod.UID,
 		"annotations": map[string]string{v1alpha1.AnnotationAllocation: text},
@@ -86,8 +106,65 @@ func (pl *Plugin) publish(ctx context.Context, s *state, pod *v1.Pod) error {
 	if err != nil {
 		return fmt.Errorf("writing annotation %s of pod %s: %w", v1alpha1.AnnotationAllocation, klog.KObj(pod), err)
 	}
-	klog.FromContext(ctx).V(2).Info("Published allocation", "pod", klog.KObj(pod), "node", s.chosen.holder.Node, "placement", s.describe())
 	return nil
+}
+
+// bind writes a Binding with the annotation, as kube-scheduler's DefaultBinder does
+// without (kubernetes pkg/scheduler/framework/plugins/defaultbinder).
+func (pl *Plugin) bind(ctx context.Context, pod *v1.Pod, nodeName, text string) error {
+	binding := &v1.Binding{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
+			Annotations: map[string]string{v1alpha1.AnnotationAllocation: text},
+		},
+		Target: v1.ObjectReference{Kind: "Node", Name: nodeName},
+	}
+	if err := pl.send(ctx, binding); err != nil {
+		return fmt.Errorf("binding pod %s to node %s: %w", klog.KObj(pod), nodeName, err)
+	}
+	return nil
+}
+
+// send goes through kube-scheduler's queue of API calls where it has one (feature
+// gate SchedulerAsyncAPICalls).
+func (pl *Plugin) send(ctx context.Context, binding *v1.Binding) error {
+	calls := pl.handle.APICacher()
+	if calls == nil {
+		return schedutil.BindPod(ctx, pl.handle.ClientSet(), binding)
+	}
+	done, err := calls.BindPod(binding)
+	if err != nil {
+		return err
+	}
+	return calls.WaitOnFinish(ctx, done)
+}
+
+// errBindOrder is the error of a profile that would bind pods without what they need.
+var errBindOrder = fmt.Errorf("DynamicMIGArgs have allocationWrite: %s, but plugins.bind of the profile does not have %s first; "+
+	"enable it there, as manifests/base/scheduler/config.yaml does", WriteBinding, Name)
+
+// mustBind is nil if the profile asks this plugin to bind before all others. It is
+// not known when the plugin is built.
+func (pl *Plugin) mustBind() error {
+	pl.bindOrder.Do(func() {
+		profile, ok := pl.handle.(interface{ ListPlugins() *config.Plugins })
+		if !ok {
+			return // not reached: kube-scheduler's handle is its framework
+		}
+		if enabled := profile.ListPlugins().Bind.Enabled; len(enabled) == 0 || enabled[0].Name != Name {
+			pl.bindTrouble = errBindOrder
+		}
+	})
+	return pl.bindTrouble
+}
+
+// warnOfForgery tells of an allocation that came with the pod.
+func (pl *Plugin) warnOfForgery(pod *v1.Pod) {
+	if old, ok := pod.Annotations[v1alpha1.AnnotationAllocation]; ok && !attempted(pod, old) {
+		pl.handle.EventRecorder().Eventf(pod, nil, v1.EventTypeWarning, reasonOverwritten, "Scheduling",
+			"Annotation %s on the unbound pod binds nobody and was overwritten; remove it from the pod or its template",
+			v1alpha1.AnnotationAllocation)
+	}
 }
 
 // attempted reports whether an annotation can be from an earlier attempt to bind
@@ -97,10 +174,11 @@ func attempted(pod *v1.Pod, text string) bool {
 	return err == nil && a.PodUID == pod.UID
 }
 
-// PostBind tells the user what was placed and why there.
+// PostBind tells the user of what may surprise: what was placed and why there. What
+// was placed as asked for the agent tells, once it is there: an event is a write.
 func (pl *Plugin) PostBind(_ context.Context, cs fwk.CycleState, pod *v1.Pod, nodeName string) {
 	s, err := readState(cs)
-	if err != nil || s.chosen == nil {
+	if err != nil || s.chosen == nil || s.remark() == "" {
 		return
 	}
 	pl.handle.EventRecorder().Eventf(pod, nil, v1.EventTypeNormal, reasonPlaced, "Scheduling",

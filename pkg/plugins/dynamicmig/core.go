@@ -116,11 +116,11 @@ func nodeOf(obj any) ([]string, error) {
 	return []string{pod.Spec.NodeName}, nil
 }
 
-// compact drops what neither decisions nor the monitor need before a GPUNode is
-// stored.
+// compact drops what no decision needs before a GPUNode is stored.
 func compact(obj any) (any, error) {
 	if n, ok := obj.(*v1alpha1.GPUNode); ok {
 		n.ManagedFields = nil
+		n.Status.Conditions = nil
 		n.Status.Summary = v1alpha1.Summary{}
 	}
 	return obj, nil
@@ -165,6 +165,9 @@ func (c *core) onPod(pod *v1.Pod) {
 // onBound takes over what a pod seen bound holds. Its agent may have refused it
 // already: reports and pods come by different watches.
 func (c *core) onBound(pod *v1.Pod) {
+	if c.pool.IsBound(pod.UID, pod.Spec.NodeName) {
+		return // most updates are of its status
+	}
 	h, ok := pool.HolderOf(pod)
 	if !ok {
 		c.pool.ForgetUnbound(pod.UID)

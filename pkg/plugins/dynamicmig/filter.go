@@ -6,7 +6,6 @@ package dynamicmig
 import (
 	"context"
 	"slices"
-	"time"
 
 	v1 "k8s.io/api/core/v1"
 	fwk "k8s.io/kube-scheduler/framework"
@@ -17,7 +16,6 @@ import (
 // PreFilter parses the pod, once, and skips pods without our resources. It rejects
 // what no node of the cluster can ever hold with a sentence that names the field.
 func (pl *Plugin) PreFilter(_ context.Context, cs fwk.CycleState, pod *v1.Pod, _ []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
-	began := time.Now()
 	request, err := pl.pool.Parse(pod)
 	if err != nil {
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
@@ -31,7 +29,7 @@ func (pl *Plugin) PreFilter(_ context.Context, cs fwk.CycleState, pod *v1.Pod, _
 	if err := pl.pool.Possible(request); err != nil {
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
 	}
-	cs.Write(stateKey, &state{request: request, began: began})
+	cs.Write(stateKey, &state{request: request})
 	return nil, nil
 }
 
@@ -49,7 +47,7 @@ func (pl *Plugin) Filter(_ context.Context, cs fwk.CycleState, _ *v1.Pod, ni fwk
 	if view == nil {
 		return status
 	}
-	if _, verdict := view.Fit(s.request); verdict != nil {
+	if _, verdict := view.Measure(s.request); verdict != nil {
 		return statusOf(verdict)
 	}
 	return nil
@@ -59,20 +57,11 @@ func (pl *Plugin) Filter(_ context.Context, cs fwk.CycleState, _ *v1.Pod, ni fwk
 func (pl *Plugin) view(ni fwk.NodeInfo) (*pool.View, *fwk.Status) {
 	node := ni.Node()
 	key := pool.Key{Generation: ni.GetGeneration(), Pods: len(ni.GetPods())}
-	view := pl.pool.CachedView(node.Name, key, podsOf(ni))
+	view := pl.pool.CachedView(node, key, podsOf(ni))
 	if view == nil {
 		return nil, pl.withoutView(node.Name)
 	}
-	if !sameNode(view.Node, node) {
-		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, pool.ReasonNodeChanged)
-	}
 	return view, nil
-}
-
-// sameNode reports whether a report is of this Node object, not of an earlier or
-// later one of its name.
-func sameNode(report *pool.Node, node *v1.Node) bool {
-	return report.UID == "" || report.UID == node.UID
 }
 
 func (pl *Plugin) withoutView(node string) *fwk.Status {
@@ -110,11 +99,11 @@ func (pl *Plugin) Score(_ context.Context, cs fwk.CycleState, _ *v1.Pod, ni fwk.
 	if view == nil {
 		return 0, status
 	}
-	plan, verdict := view.Fit(s.request)
+	score, verdict := view.Measure(s.request)
 	if verdict != nil {
 		return 0, statusOf(verdict)
 	}
-	return -plan.Score, nil
+	return -score, nil
 }
 
 // ScoreExtensions returns the plugin, for NormalizeScore.
@@ -123,12 +112,12 @@ func (pl *Plugin) ScoreExtensions() fwk.ScoreExtensions { return pl }
 // NormalizeScore ranks the raw scores into 0..100: the best node gets 100, equal
 // scores get equal ranks, and order is kept as far as 101 steps can.
 func (pl *Plugin) NormalizeScore(_ context.Context, _ fwk.CycleState, _ *v1.Pod, scores fwk.NodeScoreList) *fwk.Status {
-	ranks := make([]int64, len(scores))
+	var ranks []int64 // few: nodes have few different best placements
 	for i := range scores {
-		ranks[i] = scores[i].Score
+		if at, known := slices.BinarySearch(ranks, scores[i].Score); !known {
+			ranks = slices.Insert(ranks, at, scores[i].Score)
+		}
 	}
-	slices.Sort(ranks)
-	ranks = slices.Compact(ranks)
 	for i := range scores {
 		rank, _ := slices.BinarySearch(ranks, scores[i].Score)
 		scores[i].Score = normalized(rank, len(ranks))

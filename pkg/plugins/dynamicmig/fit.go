@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/sets"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	resourcehelper "k8s.io/component-helpers/resource"
 	"k8s.io/klog/v2"
 	configv1 "k8s.io/kube-scheduler/config/v1"
 	fwk "k8s.io/kube-scheduler/framework"
@@ -26,17 +27,20 @@ import (
 	frameworkruntime "k8s.io/kubernetes/pkg/scheduler/framework/runtime"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 // FitName is the name of the wrapped NodeResourcesFit in a
 // KubeSchedulerConfiguration. It replaces NodeResourcesFit in a profile.
 const FitName = "DynamicMIGFit"
 
-// Fit is NodeResourcesFit with two differences: the request-only resources are
-// ignored by default, and its queueing hints ignore them too. Upstream's hints ask
-// Fits() without ignoredResources (kubernetes pkg/scheduler/framework/plugins/
+// Fit is NodeResourcesFit with three differences. The request-only resources are
+// ignored by default. Its queueing hints ignore them too: upstream's ask Fits()
+// without ignoredResources (kubernetes pkg/scheduler/framework/plugins/
 // noderesources/fit.go:541-550, 639-649), so that a pod with nvidia.com/gpumem
-// would wait five minutes for a node that suits it.
+// would wait five minutes for a node that suits it. And it compares slots itself:
+// upstream matches the name of each extended resource with regular expressions, on
+// each node (fit.go:766), which takes longer than all the rest of its Filter.
 type Fit struct {
 	*noderesources.Fit
 	resources sets.Set[string] // ignored, by name
@@ -88,6 +92,52 @@ func decodeFitArgs(obj runtime.Object) (*config.NodeResourcesFitArgs, error) {
 // Name returns FitName.
 func (f *Fit) Name() string { return FitName }
 
+// slots are the devices that a pod asks of kubelet, in the CycleState.
+type slots int64
+
+const slotsKey fwk.StateKey = FitName
+
+// Clone returns the slots: they never change.
+func (s slots) Clone() fwk.StateData { return s }
+
+// PreFilter is upstream's for the pod without ignored resources and slots.
+func (f *Fit) PreFilter(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
+	if !pool.Wants(pod) {
+		return f.Fit.PreFilter(ctx, cs, pod, nodes)
+	}
+	requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
+	asked := requests[v1alpha1.ResourceGPU]
+	cs.Write(slotsKey, slots(asked.Value()))
+	return f.Fit.PreFilter(ctx, cs, f.stripped(pod, func(name v1.ResourceName) bool {
+		return name == v1alpha1.ResourceGPU || f.ignores(name)
+	}), nodes)
+}
+
+// Filter is upstream's, and compares the slots.
+func (f *Fit) Filter(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, ni fwk.NodeInfo) *fwk.Status {
+	if data, err := cs.Read(slotsKey); err == nil {
+		if status := enough(int64(data.(slots)), ni); status != nil {
+			return status
+		}
+	}
+	return f.Fit.Filter(ctx, cs, pod, ni)
+}
+
+// enough compares slots as upstream compares resources.
+func enough(asked int64, ni fwk.NodeInfo) *fwk.Status {
+	offered := ni.GetAllocatable().GetScalarResources()[v1alpha1.ResourceGPU]
+	switch taken := ni.GetRequested().GetScalarResources()[v1alpha1.ResourceGPU]; {
+	case asked > offered:
+		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, insufficientSlots)
+	case asked > offered-taken:
+		return fwk.NewStatus(fwk.Unschedulable, insufficientSlots)
+	default:
+		return nil
+	}
+}
+
+const insufficientSlots = "Insufficient " + string(v1alpha1.ResourceGPU)
+
 // EventsToRegister is upstream's with each hint wrapped.
 func (f *Fit) EventsToRegister(ctx context.Context) ([]fwk.ClusterEventWithHint, error) {
 	events, err := f.Fit.EventsToRegister(ctx)
@@ -105,26 +155,29 @@ func (f *Fit) EventsToRegister(ctx context.Context) ([]fwk.ClusterEventWithHint,
 }
 
 // without is the pod without the ignored resources; the pod itself when it has
-// none. What it does not change it shares with the pod.
+// none.
 func (f *Fit) without(pod *v1.Pod) *v1.Pod {
 	if !slices.ContainsFunc(pod.Spec.Containers, f.asksIgnored) && !slices.ContainsFunc(pod.Spec.InitContainers, f.asksIgnored) {
 		return pod
 	}
-	out := *pod
-	out.Spec.Containers = f.stripped(pod.Spec.Containers)
-	out.Spec.InitContainers = f.stripped(pod.Spec.InitContainers)
-	return &out
+	return f.stripped(pod, f.ignores)
 }
 
-func (f *Fit) stripped(containers []v1.Container) []v1.Container {
-	containers = slices.Clone(containers)
-	for i := range containers {
-		for _, list := range []*v1.ResourceList{&containers[i].Resources.Requests, &containers[i].Resources.Limits} {
-			*list = maps.Clone(*list)
-			maps.DeleteFunc(*list, func(name v1.ResourceName, _ resource.Quantity) bool { return f.ignores(name) })
+// stripped is the pod without some resources. What it does not change it shares with
+// the pod.
+func (f *Fit) stripped(pod *v1.Pod, drop func(v1.ResourceName) bool) *v1.Pod {
+	out := *pod
+	for _, containers := range []*[]v1.Container{&out.Spec.Containers, &out.Spec.InitContainers} {
+		*containers = slices.Clone(*containers)
+		for i := range *containers {
+			c := &(*containers)[i]
+			for _, list := range []*v1.ResourceList{&c.Resources.Requests, &c.Resources.Limits} {
+				*list = maps.Clone(*list)
+				maps.DeleteFunc(*list, func(name v1.ResourceName, _ resource.Quantity) bool { return drop(name) })
+			}
 		}
 	}
-	return containers
+	return &out
 }
 
 func (f *Fit) asksIgnored(c v1.Container) bool {

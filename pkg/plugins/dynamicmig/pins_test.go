@@ -5,6 +5,7 @@ package dynamicmig
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -236,6 +237,52 @@ func TestPinFitFilterIgnoresIgnoredResources(t *testing.T) {
 		}
 		if status := filter(pod("p", "gpu=57").Obj()); status.IsSuccess() {
 			t.Error("Filter finds room for 57 of 56 devices: nvidia.com/gpu must not be ignored")
+		}
+	})
+}
+
+// DynamicMIGFit compares slots as upstream does, in fewer words.
+func TestFitComparesSlotsAsUpstream(t *testing.T) {
+	inRig(t, func(r *rig) {
+		ours, upstream := must(NewFit(r.ctx, nil, r.framework)).(*Fit), upstreamFit(t, r.framework)
+		type filter interface {
+			fwk.PreFilterPlugin
+			fwk.FilterPlugin
+		}
+		verdict := func(f filter, p *v1.Pod, ni fwk.NodeInfo) string {
+			state := newState()
+			if _, status := f.PreFilter(r.ctx, state, p, nil); !status.IsSuccess() {
+				t.Fatal(status)
+			}
+			status := f.Filter(r.ctx, state, p, ni)
+			return status.Code().String() + " " + status.Message()
+		}
+		withInit := pod("p", "gpu=1").Obj()
+		withInit.Spec.InitContainers = []v1.Container{container("i", "gpu=2")}
+		seen := map[string]bool{}
+		for offered := range 4 {
+			for taken := range 3 {
+				ni := framework.NewNodeInfo()
+				n := node("n").Obj()
+				n.Status.Allocatable[v1alpha1.ResourceGPU] = *resource.NewQuantity(int64(offered), resource.DecimalSI)
+				ni.SetNode(n)
+				if taken > 0 {
+					ni.AddPodInfo(podInfo(t, pod("q", fmt.Sprintf("gpu=%d", taken)).Node("n").Obj()))
+				}
+				for _, p := range []*v1.Pod{
+					pod("p", "gpu=1 gpumem=8000").Obj(), pod("p", "gpu=3 cpu=1").Obj(), pod("p", "cpu=65 gpu=1").Obj(), pod("p", "cpu=1").Obj(),
+					withInit,
+				} {
+					got, want := verdict(ours, p, ni), verdict(upstream, p, ni)
+					seen[want] = true
+					if got != want && !(strings.HasSuffix(got, insufficientSlots) && strings.Contains(want, insufficientSlots)) {
+						t.Errorf("%d slots of %d taken, pod asks for %v: %s, upstream says %s", taken, offered, p.Spec.Containers[0].Resources.Requests, got, want)
+					}
+				}
+			}
+		}
+		if len(seen) < 4 {
+			t.Errorf("upstream's verdicts are only %v", seen)
 		}
 	})
 }

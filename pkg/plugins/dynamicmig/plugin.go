@@ -10,11 +10,9 @@ import (
 	"iter"
 	"reflect"
 	"sync"
-	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	fwk "k8s.io/kube-scheduler/framework"
@@ -29,8 +27,11 @@ const Name = "DynamicMIG"
 // Plugin is DynamicMIG in one scheduler profile.
 type Plugin struct {
 	*core
-	handle  fwk.Handle
-	decided func(pod types.UID, took time.Duration) // nil when nobody asks
+	handle fwk.Handle
+	write  AllocationWrite
+
+	bindOrder   sync.Once
+	bindTrouble error // written once, under bindOrder
 }
 
 var (
@@ -41,6 +42,7 @@ var (
 	_ fwk.ScoreExtensions   = &Plugin{}
 	_ fwk.ReservePlugin     = &Plugin{}
 	_ fwk.PreBindPlugin     = &Plugin{}
+	_ fwk.BindPlugin        = &Plugin{}
 	_ fwk.PostBindPlugin    = &Plugin{}
 	_ fwk.EnqueueExtensions = &Plugin{}
 	_ fwk.SignPlugin        = &Plugin{}
@@ -69,10 +71,6 @@ type Factory struct {
 	// return soon; what it starts ends with ctx.
 	Companion func(ctx context.Context, shared Shared) error
 
-	// Decided, if set, is told of each choice that Reserve records outside of
-	// simulations, and of the time since the pod's PreFilter. It must return at once.
-	Decided func(pod types.UID, took time.Duration)
-
 	// connect makes the client of GPUNodes from the scheduler's configuration; the
 	// package's own where nil.
 	connect func(*rest.Config) (versioned.Interface, error)
@@ -99,7 +97,7 @@ func (f *Factory) New(ctx context.Context, obj runtime.Object, handle fwk.Handle
 	if !reflect.DeepEqual(f.args, args) {
 		return nil, fmt.Errorf("profile %s: DynamicMIGArgs differ from another profile's; all profiles share one pool of GPUs, so give them equal arguments", handle.ProfileName())
 	}
-	return &Plugin{core: f.core, handle: handle, decided: f.Decided}, nil
+	return &Plugin{core: f.core, handle: handle, write: args.AllocationWrite}, nil
 }
 
 // start makes what all profiles share.
@@ -133,7 +131,6 @@ const stateKey fwk.StateKey = Name
 // the other.
 type state struct {
 	request *pool.Request
-	began   time.Time // PreFilter
 	chosen  *choice
 }
 

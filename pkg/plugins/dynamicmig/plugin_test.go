@@ -45,31 +45,34 @@ func argsOf(t *testing.T, args string) (runtime.Object, error) {
 }
 
 func TestArgsAreReadStrictly(t *testing.T) {
+	defaults := Args{Oversize: OversizeAllow, MixLearning: Enabled, AllocationWrite: WriteAnnotation}
 	cases := []struct {
 		name string
 		text string
 		want Args
 		err  string
 	}{
-		{name: "absent", want: Args{Oversize: OversizeAllow, MixLearning: Enabled}},
-		{name: "empty", text: "{}", want: Args{Oversize: OversizeAllow, MixLearning: Enabled}},
+		{name: "absent", want: defaults},
+		{name: "empty", text: "{}", want: defaults},
 		{
 			name: "all set",
-			text: "oversize: Never\nstrictMemory: true\nnodeSchedulerPolicy: binpack\ngpuSchedulerPolicy: spread\nmixLearning: Disabled\n" +
+			text: "oversize: Never\nstrictMemory: true\nnodeSchedulerPolicy: binpack\ngpuSchedulerPolicy: spread\nmixLearning: Disabled\nallocationWrite: Binding\n" +
 				"mix: [{profile: 1g.10gb+me, weight: 0.5}, {gpumem: 8000, gpucores: 30, weight: 2}, {gpumem-percentage: 50, weight: 1}, {weight: 1}]",
 			want: Args{
 				Oversize: OversizeNever, StrictMemory: true, NodeSchedulerPolicy: geometry.Binpack, GPUSchedulerPolicy: geometry.Spread, MixLearning: Disabled,
-				Mix: []Expected{{Profile: "1g.10gb+me", Weight: 0.5}, {Memory: 8000, Cores: 30, Weight: 2}, {Percentage: 50, Weight: 1}, {Weight: 1}},
+				AllocationWrite: WriteBinding,
+				Mix:             []Expected{{Profile: "1g.10gb+me", Weight: 0.5}, {Memory: 8000, Cores: 30, Weight: 2}, {Percentage: 50, Weight: 1}, {Weight: 1}},
 			},
 		},
 		{name: "an unknown policy", text: "gpuSchedulerPolicy: mutex", err: `gpuSchedulerPolicy is "mutex"; use binpack or spread, or leave it out`},
+		{name: "an unknown way to write", text: "allocationWrite: Twice", err: `allocationWrite is "Twice"; use Annotation or Binding`},
 		{name: "an unknown switch", text: "mixLearning: On", err: "mixLearning"},
 		{name: "a weight of nothing", text: "mix: [{gpumem: 8000}]", err: "mix[0].weight is 0; use a number above 0"},
 		{name: "an impossible share", text: "mix: [{gpumem-percentage: 101, weight: 1}]", err: "mix[0] has an amount below 0 or a share above 100"},
 		{name: "a profile and an amount", text: "mix: [{weight: 1}, {profile: 1g.5gb, gpumem: 1, weight: 1}]", err: "mix[1] has a profile and amounts"},
 		{name: "an unknown field", text: "overSized: Never", err: `unknown field "overSized"`},
 		{name: "an unknown value", text: "oversize: Sometimes", err: `oversize is "Sometimes"; use Allow or Never`},
-		{name: "an empty value is the default", text: `oversize: ""`, want: Args{Oversize: OversizeAllow, MixLearning: Enabled}},
+		{name: "an empty value is the default", text: "oversize: \"\"\nallocationWrite: \"\"", want: defaults},
 		{name: "a wrong type", text: "strictMemory: 3", err: "strictMemory"},
 		{name: "a field twice", text: "oversize: Never\noversize: Allow", err: "oversize"},
 		{name: "a list", text: "- oversize", err: "decoding DynamicMIGArgs"},

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"time"
 
 	v1 "k8s.io/api/core/v1"
 	fwk "k8s.io/kube-scheduler/framework"
@@ -38,9 +37,6 @@ func (pl *Plugin) Reserve(_ context.Context, cs fwk.CycleState, pod *v1.Pod, nod
 	chosen.holder.Simulated = simulated
 	s.chosen = chosen
 	pl.pool.Assume(chosen.holder)
-	if pl.decided != nil && !simulated {
-		pl.decided(pod.UID, time.Since(s.began))
-	}
 	return nil
 }
 
@@ -74,7 +70,7 @@ func (pl *Plugin) reserveView(pod *v1.Pod, nodeName string, simulated bool) (*po
 	if node == nil {
 		return nil, fmt.Errorf("node %s has no GPUNode any more", nodeName)
 	}
-	if !sameNode(node, ni.Node()) {
+	if !node.Describes(ni.Node()) {
 		return nil, fmt.Errorf("node %s has a GPUNode of another node of the same name", nodeName)
 	}
 	scope := pool.Scope{Except: pod.UID}

@@ -5,6 +5,7 @@ package dynamicmig
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
@@ -68,6 +70,7 @@ type rig struct {
 	gpus      *gpufake.Clientset
 	factory   *Factory
 	args      runtime.Object // DynamicMIGArgs or nil
+	bindLast  bool           // the plugin comes after DefaultBinder
 	informers informers.SharedInformerFactory
 	events    *events.FakeRecorder
 	cache     internalcache.Cache
@@ -126,6 +129,7 @@ func newRig(t testing.TB, prepare ...func(*rig)) *rig {
 		factory:  &Factory{},
 	}
 	r.handle = r.client
+	r.client.PrependReactor("create", "pods", bindPods(r.client))
 	r.factory.connect = func(*rest.Config) (versioned.Interface, error) { return r.gpus, nil }
 	r.informers = scheduler.NewInformerFactory(r.client, 0, nil)
 	r.cache = internalcache.New(r.ctx, nil, false, false)
@@ -178,12 +182,15 @@ func (r *rig) tryFramework(profile string, args runtime.Object) (framework.Frame
 	build := func(ctx context.Context, _ runtime.Object, handle fwk.Handle) (fwk.Plugin, error) {
 		return r.factory.New(ctx, args, handle)
 	}
-	return tf.NewFramework(r.ctx, []tf.RegisterPluginFunc{
-		tf.RegisterQueueSortPlugin(queuesort.Name, queuesort.New),
-		tf.RegisterBindPlugin(defaultbinder.Name, defaultbinder.New),
+	binders := []tf.RegisterPluginFunc{
 		tf.RegisterPluginAsExtensions(Name, build,
-			"PreFilter", "Filter", "PreScore", "Score", "Reserve", "PreBind", "PostBind"),
-	}, profile,
+			"PreFilter", "Filter", "PreScore", "Score", "Reserve", "PreBind", "Bind", "PostBind"),
+		tf.RegisterBindPlugin(defaultbinder.Name, defaultbinder.New),
+	}
+	if r.bindLast {
+		slices.Reverse(binders)
+	}
+	return tf.NewFramework(r.ctx, append(binders, tf.RegisterQueueSortPlugin(queuesort.Name, queuesort.New)), profile,
 		frameworkruntime.WithClientSet(&redirected{Interface: r.client, to: r}),
 		frameworkruntime.WithInformerFactory(r.informers),
 		frameworkruntime.WithSnapshotSharedLister(r.snapshot),
@@ -393,6 +400,36 @@ func (c *cycle) preBind(pod *v1.Pod) *fwk.Status {
 		c.Fatalf("PreBindPreFlight of %s: %v", pod.Name, status)
 	}
 	return c.framework.RunPreBindPlugins(c.ctx, c.state, pod, pod.Spec.NodeName)
+}
+
+// bind runs Bind, after PreBind.
+func (c *cycle) bind(pod *v1.Pod) *fwk.Status {
+	c.Helper()
+	return c.framework.RunBindPlugins(c.ctx, c.state, pod, pod.Spec.NodeName)
+}
+
+// bindPods is what the API server does with a Binding (kubernetes pkg/registry/core/
+// pod/storage/storage.go:213-263).
+func bindPods(client *fake.Clientset) clienttesting.ReactionFunc {
+	return func(action clienttesting.Action) (bool, runtime.Object, error) {
+		if action.GetSubresource() != "binding" {
+			return false, nil, nil
+		}
+		binding := action.(clienttesting.CreateAction).GetObject().(*v1.Binding)
+		obj, err := client.Tracker().Get(pods, action.GetNamespace(), binding.Name)
+		if err != nil {
+			return true, nil, err
+		}
+		pod := obj.(*v1.Pod).DeepCopy()
+		if binding.UID != pod.UID || pod.Spec.NodeName != "" || pod.DeletionTimestamp != nil {
+			return true, nil, apierrors.NewConflict(pods.GroupResource(), binding.Name, errors.New("another pod, bound, or ending"))
+		}
+		pod.Spec.NodeName = binding.Target.Name
+		for key, value := range binding.Annotations {
+			metav1.SetMetaDataAnnotation(&pod.ObjectMeta, key, value)
+		}
+		return true, binding, client.Tracker().Update(pods, pod, action.GetNamespace())
+	}
 }
 
 // held is what the ledger has for a pod: "n: 2g.10gb@0:GPU-0", or "nothing".

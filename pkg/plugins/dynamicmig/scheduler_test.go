@@ -69,7 +69,7 @@ func newWhole(t *testing.T) *whole {
 		T: t, client: fake.NewClientset(), gpus: gpufake.NewSimpleClientset(),
 		snapshot: internalcache.NewEmptySnapshot(), events: events.NewFakeRecorder(1000),
 	}
-	w.client.PrependReactor("create", "pods", w.bind)
+	w.client.PrependReactor("create", "pods", bindPods(w.client))
 	w.informers = scheduler.NewInformerFactory(w.client, 0, nil)
 	factory := &Factory{connect: func(*rest.Config) (versioned.Interface, error) { return w.gpus, nil }}
 	recorders := profile.RecorderFactory(func(string) events.EventRecorderLogger { return w.events })
@@ -85,21 +85,6 @@ func newWhole(t *testing.T) *whole {
 }
 
 var pods = v1.SchemeGroupVersion.WithResource("pods")
-
-// bind is what the API server does with a Binding.
-func (w *whole) bind(action clienttesting.Action) (bool, runtime.Object, error) {
-	if action.GetSubresource() != "binding" {
-		return false, nil, nil
-	}
-	binding := action.(clienttesting.CreateAction).GetObject().(*v1.Binding)
-	obj, err := w.client.Tracker().Get(pods, action.GetNamespace(), binding.Name)
-	if err != nil {
-		return true, nil, err
-	}
-	pod := obj.(*v1.Pod).DeepCopy()
-	pod.Spec.NodeName = binding.Target.Name
-	return true, binding, w.client.Tracker().Update(pods, pod, action.GetNamespace())
-}
 
 // run starts informers and scheduling; both end with the test.
 func (w *whole) run() {
