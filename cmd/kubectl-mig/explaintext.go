@@ -110,13 +110,16 @@ func (v *survey) mapsOfGPUs(s *screen, node string, gpus map[string]bool) []line
 func (st *story) drawWhy(s *screen) []line {
 	w := st.Why
 	out := []line{{}, text(bold, "Why there")}
-	own, scored := 0.0, false
+	own, scored, shares := 0.0, false, false
 	for _, d := range w.Devices {
+		shares = shares || d.Share != nil
 		if d.Score != nil {
 			own, scored = own+*d.Score, true
 		}
 	}
 	switch {
+	case shares:
+		return append(out, drawOthers(s, w, false)...)
 	case !scored:
 		return append(out, s.wrap("  ", plain, "How good the place is cannot be told: the GPU, or a configuration that gives such a device, is not reported any more.")...)
 	case w.Better == 0 && len(w.Others) == 0:
@@ -127,13 +130,7 @@ func (st *story) drawWhy(s *screen) []line {
 		out = append(out, s.wrap("  • ", plain, "As things stand now %d of %d other places would be better than its score of %.2f: pods have come and gone since, and nothing that runs is moved.",
 			w.Better, len(w.Others), own)...)
 	}
-	for i, o := range w.Others {
-		if i == mostOthers {
-			out = append(out, text(dim, "      ... and %d more", len(w.Others)-i))
-			break
-		}
-		out = append(out, s.wrap("      ", dim, "%s: %s, score %.2f", o.Node, describeSpots(o.Spots), o.Score)...)
-	}
+	out = append(out, drawOthers(s, w, true)...)
 	if len(w.Others) > 0 {
 		out = append(out, s.wrap("    ", dim, "The score is in memory slices, lower is better: what becomes unusable, what future requests lose, and how empty the GPU was.")...)
 	}
@@ -144,6 +141,33 @@ func (st *story) drawWhy(s *screen) []line {
 		}
 		told[d.GPU] = true
 		out = append(out, s.wrap("  • ", plain, "Without it GPU %d could still take %s.", d.GPUIndex, describeCost(d.Cost))...)
+	}
+	return out
+}
+
+// drawOthers lists the best other places. Software shares have no score that could
+// be compared with that of instances.
+func drawOthers(s *screen, w *pool.Why, scored bool) []line {
+	var out []line
+	if !scored {
+		verdict := "As things stand now no other place would be better: shares fill GPUs up, and an instance is preferred where the request fills half of it."
+		switch {
+		case len(w.Others) == 0:
+			verdict = "As things stand now it is the only place that would do."
+		case w.Better > 0:
+			verdict = fmt.Sprintf("As things stand now %d of %d other places would be better: pods have come and gone since, and nothing that runs is moved.", w.Better, len(w.Others))
+		}
+		out = s.wrap("  • ", plain, "%s", verdict)
+	}
+	for i, o := range w.Others {
+		if i == mostOthers {
+			return append(out, text(dim, "      ... and %d more", len(w.Others)-i))
+		}
+		score := ""
+		if scored {
+			score = fmt.Sprintf(", score %.2f", o.Score)
+		}
+		out = append(out, s.wrap("      ", dim, "%s: %s%s", o.Node, describeSpots(o.Spots), score)...)
 	}
 	return out
 }

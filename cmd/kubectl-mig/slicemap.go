@@ -4,6 +4,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/dynamig/dynamig/pkg/pool"
@@ -14,6 +15,8 @@ import (
 //
 //	GPU 0 │2g.10gb  │1g.5│·········│3g.20gb            │
 //	      │gpu-pod  │sma…│         │train-0            │
+//
+// A GPU in mode hami-core is drawn likewise, its software shares by their memory.
 
 // signs of states that are not simply used, before the profile.
 var signs = map[pool.SpanState]string{
@@ -32,14 +35,17 @@ var legend = []struct {
 	{"!", "foreign or stuck: takes slices without a pod", []pool.SpanState{pool.SpanForeign, pool.SpanStuck}},
 }
 
-// cell is a run of slices in a map: a span, or free.
+// cell is a part of a map: a span, a share, or free.
 type cell struct {
-	start, size int
-	span        *pool.SpanPicture // nil: free
+	columns     int // with its left border
+	style       style
+	top, bottom string
+	filler      string // of what top leaves
 }
 
-// cellsOf divides a GPU into cells. What takes slices is drawn over what is idle.
-func cellsOf(g *pool.GPUPicture) []cell {
+// cellsOf divides a GPU into cells, each memory slice so many columns wide. What
+// takes slices is drawn over what is idle.
+func cellsOf(g *pool.GPUPicture, scale int) []cell {
 	owner := make([]*pool.SpanPicture, g.MemorySlices)
 	mark := func(takes bool) {
 		for i := range g.Spans {
@@ -64,47 +70,80 @@ func cellsOf(g *pool.GPUPicture) []cell {
 		for i+n < len(owner) && owner[i+n] == owner[i] {
 			n++
 		}
-		cells = append(cells, cell{i, n, owner[i]})
+		c := freeCell(g.Offered)
+		if owner[i] != nil {
+			c = spanCell(owner[i])
+		}
+		c.columns = n * scale
+		cells = append(cells, c)
 		i += n
 	}
 	return cells
 }
 
-// widestSlice keeps maps readable on very wide screens, in columns.
-const widestSlice = 14
+// sharesOf divides a GPU in mode hami-core by memory: each share as wide as its part
+// of it, what is left at the end.
+func sharesOf(sh *pool.SharesPicture, width int) []cell {
+	var cells []cell
+	used, at := int64(0), 0
+	for i := range sh.Held {
+		held := &sh.Held[i]
+		used += held.MemoryMiB
+		end := max(at+2, int(used*int64(width)/max(1, sh.MemoryMiB)))
+		c := cell{columns: end - at, style: hueOf(held.Owner.Name), bottom: held.Owner.Name, filler: " "}
+		c.top = signs[held.State] + fmt.Sprintf("%dMi", held.MemoryMiB)
+		if held.Cores > 0 {
+			c.top += fmt.Sprintf(" %d%%", held.Cores)
+		}
+		cells = append(cells, c)
+		at = end
+	}
+	if at < width {
+		c := freeCell(sh.FreeCount > 0)
+		c.columns = width - at
+		cells = append(cells, c)
+	}
+	return cells
+}
 
-// columnsPerSlice is the scale of a map beside a label and a remark.
+// widestSlice keeps maps readable on very wide screens, in columns; a GPU that is
+// not cut is drawn as wide as one of eight slices.
+const (
+	widestSlice = 14
+	plainSlices = 8
+)
+
+// columnsPerSlice is the scale of a map of a width.
 func columnsPerSlice(width, slices int) int {
 	return max(2, min(widestSlice, (width-1)/max(1, slices)))
 }
 
-// drawMap draws a GPU in two lines, each slice so many columns wide.
-func drawMap(g *pool.GPUPicture, scale int) (profiles, pods line) {
-	for _, c := range cellsOf(g) {
-		width := c.size*scale - 1
-		border := dim
-		profiles = profiles.add(border, "│")
-		pods = pods.add(border, "│")
-		st, top, bottom := c.labels(g)
-		filler := " "
-		if c.span == nil {
-			filler = fillerOf(g)
-		}
-		if columns(top) > width {
-			top = strings.TrimSuffix(top, "gb")
-		}
-		profiles = profiles.add(st, "%s", fill(top, width, filler))
-		pods = pods.add(st, "%s", fill(squeeze(bottom, width), width, " "))
+// drawMap draws a GPU in two lines.
+func drawMap(g *pool.GPUPicture, width int) (profiles, pods line) {
+	var cells []cell
+	if g.Shares != nil {
+		cells = sharesOf(g.Shares, plainSlices*columnsPerSlice(width, plainSlices))
+	} else {
+		cells = cellsOf(g, columnsPerSlice(width, g.MemorySlices))
+	}
+	for _, c := range cells {
+		room := c.columns - 1
+		profiles = profiles.add(dim, "│").add(c.style, "%s", fill(shorter(c.top, room), room, c.filler))
+		pods = pods.add(dim, "│").add(c.style, "%s", fill(squeeze(c.bottom, room), room, " "))
 	}
 	return profiles.add(dim, "│"), pods.add(dim, "│")
 }
 
-// fillerOf shows whether free slices can be had.
-func fillerOf(g *pool.GPUPicture) string {
-	if !g.Offered {
-		return "╱"
+// shorter leaves out what a label can do without where there is little room: the
+// cores of a share, and units.
+func shorter(label string, width int) string {
+	if columns(label) > width {
+		label, _, _ = strings.Cut(label, " ")
 	}
-	return "·"
+	if columns(label) > width {
+		label = strings.TrimSuffix(strings.TrimSuffix(label, "gb"), "Mi")
+	}
+	return label
 }
 
 // fill writes text and fills the rest of the width.
@@ -116,24 +155,31 @@ func fill(t string, width int, filler string) string {
 	return t + strings.Repeat(filler, max(0, width-columns(t)))
 }
 
-// labels are the style and the two texts of a cell.
-func (c cell) labels(g *pool.GPUPicture) (st style, top, bottom string) {
-	if c.span == nil {
-		return dim, "", ""
+// freeCell shows whether what is free can be had.
+func freeCell(offered bool) cell {
+	if offered {
+		return cell{style: dim, filler: "·"}
 	}
-	top = signs[c.span.State] + c.span.Profile
-	switch c.span.State {
+	return cell{style: dim, filler: "╱"}
+}
+
+// spanCell labels a span.
+func spanCell(s *pool.SpanPicture) cell {
+	c := cell{style: red, top: signs[s.State] + s.Profile, filler: " "}
+	switch s.State {
 	case pool.SpanForeign:
-		return red, top, "foreign"
+		c.bottom = "foreign"
 	case pool.SpanStuck:
-		return red, top, "stuck"
+		c.bottom = "stuck"
 	case pool.SpanIdle:
-		return dim, top, "idle"
+		c.style, c.bottom = dim, "idle"
 	case pool.SpanLeaving:
-		return dim, top, "leaving"
+		c.style, c.bottom = dim, "leaving"
+	default:
+		c.bottom = ownerName(s)
+		c.style = hueOf(c.bottom)
 	}
-	name := ownerName(c.span)
-	return hueOf(name), top, name
+	return c
 }
 
 // ownerName is the pod of a span, for a map.

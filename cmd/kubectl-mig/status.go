@@ -158,7 +158,7 @@ func (o *statusOptions) shows(g *pool.GPUPicture) bool {
 	case "":
 		return true
 	case anyProfile:
-		return slices.ContainsFunc(g.Fits, func(f pool.FitPicture) bool { return f.Count > 0 })
+		return g.Shares != nil && g.Shares.FreeCount > 0 && g.Shares.FreeMemoryMiB > 0 || slices.ContainsFunc(g.Fits, func(f pool.FitPicture) bool { return f.Count > 0 })
 	default:
 		return slices.ContainsFunc(g.Fits, func(f pool.FitPicture) bool { return f.Count > 0 && f.Profile == o.free })
 	}

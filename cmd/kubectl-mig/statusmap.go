@@ -90,6 +90,9 @@ func heading(s *screen, n *pool.NodePicture) []line {
 	models, used, idle := map[string]int{}, 0, 0
 	for _, g := range n.GPUs {
 		models[shortModel(g.Model)]++
+		if g.Shares != nil {
+			used += len(g.Shares.Held)
+		}
 		for _, sp := range g.Spans {
 			switch {
 			case sp.State.Owned():
@@ -103,11 +106,17 @@ func heading(s *screen, n *pool.NodePicture) []line {
 	if n.Problem != "" {
 		return []line{l}
 	}
-	free, all, largest := roomOf(n.GPUs)
+	r := roomOf(n.GPUs)
 	l = l.add(plain, "  %s", counted(models))
-	rest := text(dim, "  %s", modesOf(n.GPUs)).add(plain, "  %d/%d free", free, all)
-	if largest != "" {
-		rest = rest.add(plain, ", max %s", largest)
+	rest := text(dim, "  %s", modesOf(n.GPUs))
+	if r.slices > 0 {
+		rest = rest.add(plain, "  %d/%d free", r.free, r.slices)
+	}
+	if r.largest != "" {
+		rest = rest.add(plain, ", max %s", r.largest)
+	}
+	if r.memory > 0 {
+		rest = rest.add(plain, "  %d/%d MiB free", r.freeMemory, r.memory)
 	}
 	rest = rest.add(dim, "  %d used, %d idle", used, idle)
 	if l.columns()+rest.columns() > s.width {
@@ -146,18 +155,30 @@ func modesOf(gpus []pool.GPUPicture) string {
 	return strings.Join(modes, ", ")
 }
 
-// roomOf adds up the free memory slices, and finds the largest profile that fits.
-func roomOf(gpus []pool.GPUPicture) (free, all int, largest string) {
+// room is what is free on some GPUs.
+type room struct {
+	free, slices int    // memory slices of GPUs that are cut
+	largest      string // profile that fits on any of them
+
+	freeMemory, memory int64 // MiB of GPUs that are shared
+}
+
+func roomOf(gpus []pool.GPUPicture) (r room) {
 	most := -1
 	for i := range gpus {
 		g := &gpus[i]
-		free += g.FreeSlices
-		all += g.MemorySlices
+		if g.Shares != nil {
+			r.freeMemory += g.Shares.FreeMemoryMiB
+			r.memory += g.Shares.MemoryMiB
+			continue
+		}
+		r.free += g.FreeSlices
+		r.slices += g.MemorySlices
 		if size := sizeOf(g); g.LargestFree != "" && size > most {
-			largest, most = g.LargestFree, size
+			r.largest, most = g.LargestFree, size
 		}
 	}
-	return free, all, largest
+	return r
 }
 
 // sizeOf ranks a GPU's largest free profile: by what it is of the GPU's memory.
@@ -190,7 +211,7 @@ func alike(gpus []pool.GPUPicture) []gpuGroup {
 		g := &gpus[i]
 		if n := len(out); n > 0 {
 			before := &out[n-1]
-			if len(g.Spans)+len(before.Spans) == 0 && before.Model == g.Model && before.Offered == g.Offered &&
+			if len(g.Spans)+len(before.Spans) == 0 && g.Shares == nil && before.Shares == nil && before.Model == g.Model && before.Offered == g.Offered &&
 				before.Reason == g.Reason && before.last+1 == g.Index {
 				before.last = g.Index
 				continue
@@ -206,15 +227,20 @@ func drawGPU(s *screen, g gpuGroup, label int, seen map[pool.SpanState]bool) []l
 	for _, sp := range g.Spans {
 		seen[sp.State] = true
 	}
+	if g.Shares != nil {
+		for _, held := range g.Shares.Held {
+			seen[held.State] = true
+		}
+	}
 	upper, lower, st := remarks(g.GPUPicture)
 	room := s.width - label - remarkColumns
 	var third []line
-	if room/max(1, g.MemorySlices) < tightSlice {
+	if room/max(1, g.MemorySlices) < tightSlice && g.Shares == nil {
 		room = s.width - label
 		third = []line{text(st, "%s%s", pad("", label), strings.TrimSuffix(upper+", "+lower, ", "))}
 		upper, lower = "", ""
 	}
-	profiles, pods := drawMap(g.GPUPicture, columnsPerSlice(room, g.MemorySlices))
+	profiles, pods := drawMap(g.GPUPicture, room)
 	first := append(line{{pad(g.label(), label), plain}}, profiles...).add(st, " %s", upper)
 	second := append(line{{pad("", label), plain}}, pods...).add(st, " %s", lower)
 	out := append([]line{first, second}, third...)
@@ -229,6 +255,8 @@ func remarks(g *pool.GPUPicture) (upper, lower string, st style) {
 	switch {
 	case g.Health != v1alpha1.Healthy:
 		return "unhealthy", "", red
+	case g.Shares != nil:
+		return fmt.Sprintf("%dMi free", g.Shares.FreeMemoryMiB), fmt.Sprintf("%d/%d shares", len(g.Shares.Held), g.Shares.Count), plain
 	case !g.Offered:
 		return "not offered", "", amber
 	case g.LargestFree != "":
@@ -260,12 +288,20 @@ func (st *fleetStatus) totals() string {
 	if len(gpus) == 0 {
 		return "No GPUs to show."
 	}
-	free, all, largest := roomOf(gpus)
-	t := fmt.Sprintf("%s, %s: %d of %d memory slices are free", plural(len(st.Nodes), "node"), plural(len(gpus), "GPU"), free, all)
-	if largest == "" {
-		return t + ", and nothing more fits."
+	r := roomOf(gpus)
+	t := fmt.Sprintf("%s, %s: ", plural(len(st.Nodes), "node"), plural(len(gpus), "GPU"))
+	var parts []string
+	switch {
+	case r.slices == 0:
+	case r.largest == "":
+		parts = append(parts, fmt.Sprintf("%d of %d memory slices are free, and nothing more fits", r.free, r.slices))
+	default:
+		parts = append(parts, fmt.Sprintf("%d of %d memory slices are free, the largest free profile is %s", r.free, r.slices, r.largest))
 	}
-	return t + ", the largest free profile is " + largest + "."
+	if r.memory > 0 {
+		parts = append(parts, fmt.Sprintf("%d of %d MiB of shared GPUs are free", r.freeMemory, r.memory))
+	}
+	return t + strings.Join(parts, "; ") + "."
 }
 
 func plural(n int, noun string) string {
@@ -330,14 +366,23 @@ func row(n *pool.NodePicture, g *pool.GPUPicture, wide bool) []piece {
 			idle++
 		}
 	}
+	free, largest := fmt.Sprintf("%d/%d", g.FreeSlices, g.MemorySlices), cmp.Or(g.LargestFree, "-")
+	if sh := g.Shares; sh != nil {
+		used, free = len(sh.Held), fmt.Sprintf("%d/%dMi", sh.FreeMemoryMiB, sh.MemoryMiB)
+		for i := range sh.Held {
+			if name := sh.Held[i].Owner.Name; !slices.Contains(pods, name) {
+				pods = append(pods, name)
+			}
+		}
+	}
 	health := piece{string(g.Health), plain}
 	if g.Health != v1alpha1.Healthy {
 		health.style = red
 	}
 	cells := []piece{
 		{n.Name, plain}, {fmt.Sprint(g.Index), plain}, {shortModel(g.Model), plain}, {modesOf([]pool.GPUPicture{*g}), plain}, health,
-		{fmt.Sprint(used), plain}, {fmt.Sprint(idle), plain}, {fmt.Sprintf("%d/%d", g.FreeSlices, g.MemorySlices), plain},
-		{cmp.Or(g.LargestFree, "-"), plain},
+		{fmt.Sprint(used), plain}, {fmt.Sprint(idle), plain}, {free, plain},
+		{largest, plain},
 	}
 	if !wide {
 		return cells

@@ -50,6 +50,8 @@ type GPUPicture struct {
 	// way of one that is owned: it is destroyed before that one is created.
 	Spans []SpanPicture `json:"spans"`
 
+	Shares *SharesPicture `json:"shares,omitempty"` // in mode hami-core
+
 	FreeSlices    int          `json:"freeSlices"`            // memory slices that nothing takes
 	LargestFree   string       `json:"largestFree,omitempty"` // largest profile that fits now
 	Fits          []FitPicture `json:"fits,omitempty"`        // how many of each profile fit now, smallest first
@@ -171,7 +173,9 @@ func draw(obj *v1alpha1.GPUNode, node *Node, ledger *Ledger, pods []*v1.Pod) Nod
 		if reported == nil {
 			continue // the report is older or newer than the node: the next picture has it
 		}
-		n.GPUs = append(n.GPUs, drawGPU(reported, view, i, spans[node.GPUs[i].ID], known))
+		g := drawGPU(reported, view, i, spans[node.GPUs[i].ID], known)
+		g.Shares = drawShares(&obj.Status, view, i, holders)
+		n.GPUs = append(n.GPUs, g)
 	}
 	for _, p := range obj.Status.Pods {
 		picture := PreparationPicture{UID: p.UID, Phase: p.Phase, Reason: p.Reason}

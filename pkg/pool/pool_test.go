@@ -111,7 +111,7 @@ func profile(t *testing.T, node *v1alpha1.GPUNode, name string) v1alpha1.Profile
 }
 
 // gpuNode is a node with n GPUs of a board, GPU-0 and on, under rule Hardware.
-func gpuNode(t *testing.T, board string, n int) *v1alpha1.GPUNode {
+func gpuNode(t testing.TB, board string, n int) *v1alpha1.GPUNode {
 	t.Helper()
 	b, ok := boards.Named(board)
 	if !ok {

@@ -53,6 +53,31 @@ func shared(t *testing.T, name, text string) podBuilder {
 	return p.annotated(v1alpha1.AnnotationAllocation, encoded)
 }
 
+// TestPictureOfShares: what is left, and who has the rest.
+func TestPictureOfShares(t *testing.T) {
+	node := sharing(gpuNode(t, "A100-40GB", 2), capacity, 0)
+	node.Status.Pods = []v1alpha1.PodPreparation{{UID: "uid-b", Phase: v1alpha1.PodPreparing}}
+	a, b := shared(t, "a", "GPU-0:8000:30"), shared(t, "b", "GPU-0:4000:0")
+	got := Draw(node, []*v1.Pod{b.Pod, a.Pod}, &Catalogues{})
+	want := &SharesPicture{
+		ShareCapacity: capacity, FreeCount: 8, FreeMemoryMiB: 28960, FreeCores: 70,
+		Held: []SharePicture{
+			{MemoryMiB: 8000, Cores: 30, State: SpanUsed, Owner: OwnerPicture{Namespace: "default", Name: "a", UID: "uid-a"}},
+			{MemoryMiB: 4000, State: SpanPreparing, Owner: OwnerPicture{Namespace: "default", Name: "b", UID: "uid-b"}},
+		},
+	}
+	if diff := cmp.Diff(want, got.GPUs[0].Shares); diff != "" {
+		t.Errorf("shares of GPU 0 (-want +got):\n%s", diff)
+	}
+	if got.GPUs[1].Shares != nil {
+		t.Errorf("GPU 1 is in mode mig and has shares: %+v", got.GPUs[1].Shares)
+	}
+	alone := Draw(node, []*v1.Pod{shared(t, "whole", "GPU-0:40960:100").Pod}, &Catalogues{}).GPUs[0].Shares
+	if alone.FreeCount != 0 || alone.FreeMemoryMiB != 0 || alone.FreeCores != 0 {
+		t.Errorf("beside a share with the whole GPU there is %+v", alone)
+	}
+}
+
 // planText is a plan as words, "2g.10gb@0:GPU-0" and "8000/30:GPU-1", or the reason.
 func planText(t *testing.T, v *View, p podBuilder) string {
 	t.Helper()

@@ -1,0 +1,78 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"cmp"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+)
+
+// SharesPicture is what a GPU in mode hami-core gives to software shares, and who
+// has them.
+type SharesPicture struct {
+	v1alpha1.ShareCapacity
+
+	// What is left; nothing where one share has the GPU for itself.
+	FreeCount     int   `json:"freeCount"`
+	FreeMemoryMiB int64 `json:"freeMemoryMiB"`
+	FreeCores     int   `json:"freeCores"`
+
+	Held []SharePicture `json:"held"` // by pod, then as in its allocation
+}
+
+// SharePicture is one share. Its state is Used, Preparing, Published or Assumed.
+type SharePicture struct {
+	MemoryMiB int64        `json:"memoryMiB"`
+	Cores     int32        `json:"cores"` // percent; 0: no limit
+	State     SpanState    `json:"state"`
+	Owner     OwnerPicture `json:"owner"`
+}
+
+// drawShares is the picture of one GPU's shares; nil where it takes none.
+func drawShares(status *v1alpha1.GPUNodeStatus, view *View, at int, holders []Holder) *SharesPicture {
+	g := &view.Node.GPUs[at]
+	if g.Shares == nil {
+		return nil
+	}
+	taken := view.Taken(at)
+	out := &SharesPicture{ShareCapacity: *g.Shares, Held: []SharePicture{}}
+	if !taken.Exclusive {
+		out.FreeCount = max(0, int(g.Shares.Count)-taken.Count)
+		out.FreeMemoryMiB = max(0, g.Shares.MemoryMiB-taken.MemoryMiB)
+		out.FreeCores = max(0, int(g.Shares.Cores)-taken.Cores)
+	}
+	for i := range holders {
+		h := &holders[i]
+		for _, held := range h.Spans {
+			if held.GPU != g.ID || !held.IsShare() {
+				continue
+			}
+			out.Held = append(out.Held, SharePicture{
+				MemoryMiB: held.Share.MemoryMiB, Cores: held.Share.Cores, State: shareState(status, h),
+				Owner: OwnerPicture{Namespace: h.Pod.Namespace, Name: h.Pod.Name, UID: h.UID},
+			})
+		}
+	}
+	slices.SortStableFunc(out.Held, func(a, b SharePicture) int {
+		return cmp.Or(cmp.Compare(a.Owner.Namespace, b.Owner.Namespace), cmp.Compare(a.Owner.Name, b.Owner.Name))
+	})
+	return out
+}
+
+// shareState is Used once the node's agent is done with the pod: it lists those that
+// it is not.
+func shareState(status *v1alpha1.GPUNodeStatus, h *Holder) SpanState {
+	if h.State == Bound && !preparing(status, h.UID) {
+		return SpanUsed
+	}
+	return stateOf(h.State)
+}
+
+func preparing(status *v1alpha1.GPUNodeStatus, uid types.UID) bool {
+	return slices.ContainsFunc(status.Pods, func(p v1alpha1.PodPreparation) bool { return p.UID == uid })
+}
