@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
 // plainLook is a screen wide enough for everything.
@@ -178,6 +180,72 @@ func TestCompletion(t *testing.T) {
 	} {
 		if got := runOn(t, plainLook, tc.args...); got.code != exitFine || !strings.Contains(got.out, tc.want) {
 			t.Errorf("kubectl mig %v = %d, want %q in %q%s", tc.args, got.code, tc.want, got.out, got.err)
+		}
+	}
+}
+
+// TestGate: what keeps a pod off a node whatever its GPUs hold. Only node10 has room
+// for two devices of 15000 MiB.
+func TestGate(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		change func(node10 *unstructured.Unstructured) error
+		code   int
+		says   string
+	}{
+		{"nothing", func(*unstructured.Unstructured) error { return nil }, exitFine, "it would run"},
+		{"a cordon", func(n *unstructured.Unstructured) error {
+			return unstructured.SetNestedField(n.Object, true, "spec", "unschedulable")
+		}, exitWaiting, "node node10 is cordoned; its GPUs have room"},
+		{"a taint", func(n *unstructured.Unstructured) error {
+			return unstructured.SetNestedSlice(n.Object, []any{map[string]any{"key": "a", "effect": "NoExecute"}}, "spec", "taints")
+		}, exitWaiting, "node node10 has the taint a:NoExecute, which the pod does not tolerate"},
+		{"slots", func(n *unstructured.Unstructured) error {
+			return unstructured.SetNestedField(n.Object, "4", "status", "allocatable", "nvidia.com/gpu")
+		}, exitWaiting, "node node10 has too little nvidia.com/gpu left for the pod's request of 2"},
+		{"a node that is gone", func(n *unstructured.Unstructured) error {
+			n.SetName("another")
+			return nil
+		}, exitWaiting, "node node10 is gone, and its GPUNode is still there"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			api, kubeconfig := serve(t, "cluster.yaml")
+			for _, o := range api.objects {
+				if o.GetKind() == "Node" && o.GetName() == "node10" {
+					if err := tc.change(o); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			got := runOn(t, plainLook, "what-if", "-f", "testdata/pod.yaml", "--kubeconfig="+kubeconfig)
+			if got.code != tc.code || !strings.Contains(got.out, tc.says) {
+				t.Errorf("what-if = %d, want %d and %q:\n%s%s", got.code, tc.code, tc.says, got.err, got.out)
+			}
+		})
+	}
+}
+
+// TestArgumentsOfTheScheduler are taken from its ConfigMap: with oversize Never the
+// pod of 9000 MiB on the A100 with templates has no place.
+func TestArgumentsOfTheScheduler(t *testing.T) {
+	for _, tc := range []struct{ oversize, want string }{{"Allow", "The end of"}, {"Never", "memory slices are free"}} {
+		api, kubeconfig := serve(t, "full.yaml")
+		for _, o := range api.objects {
+			if o.GetKind() != "ConfigMap" {
+				continue
+			}
+			data, _, err := unstructured.NestedStringMap(o.Object, "data")
+			if err != nil {
+				t.Fatal(err)
+			}
+			data["config.yaml"] = strings.ReplaceAll(data["config.yaml"], "Allow", tc.oversize)
+			if err := unstructured.SetNestedStringMap(o.Object, data, "data"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := runOn(t, plainLook, "explain", "pod", "wants-10g", "--kubeconfig="+kubeconfig)
+		if got.code != exitWaiting || !strings.Contains(got.out, tc.want) || strings.Contains(got.out, "larger than asked for") != (tc.oversize == "Allow") {
+			t.Errorf("explain with oversize %s = %d, want %q:\n%s%s", tc.oversize, got.code, tc.want, got.err, got.out)
 		}
 	}
 }

@@ -25,7 +25,7 @@ func (s *survey) gate(pod *v1.Pod) pool.Barred {
 		return nil
 	}
 	affinity := nodeaffinity.GetRequiredNodeAffinity(pod)
-	wants := podresource.PodRequests(pod, podresource.PodResourcesOptions{})
+	wants := requestsOf(pod)
 	used := s.used(pod)
 	return func(name string, more int) string {
 		node, ok := s.nodes[name]
@@ -61,7 +61,7 @@ func (s *survey) used(but *v1.Pod) map[string]v1.ResourceList {
 		if out[p.Spec.NodeName] == nil {
 			out[p.Spec.NodeName] = v1.ResourceList{}
 		}
-		requests := podresource.PodRequests(p, podresource.PodResourcesOptions{})
+		requests := requestsOf(p)
 		requests[v1.ResourcePods] = *resource.NewQuantity(1, resource.DecimalSI)
 		for name, q := range requests {
 			sum := out[p.Spec.NodeName][name]
@@ -70,6 +70,26 @@ func (s *survey) used(but *v1.Pod) map[string]v1.ResourceList {
 		}
 	}
 	return out
+}
+
+// requestsOf adds up a pod's requests. A limit without a request is one, as the API
+// server fills in: what comes from a file has not been there yet.
+func requestsOf(pod *v1.Pod) v1.ResourceList {
+	filled := &v1.Pod{Spec: *pod.Spec.DeepCopy()}
+	for _, list := range [][]v1.Container{filled.Spec.Containers, filled.Spec.InitContainers} {
+		for i := range list {
+			r := &list[i].Resources
+			if r.Requests == nil {
+				r.Requests = v1.ResourceList{}
+			}
+			for name, q := range r.Limits {
+				if _, given := r.Requests[name]; !given {
+					r.Requests[name] = q
+				}
+			}
+		}
+	}
+	return podresource.PodRequests(filled, podresource.PodResourcesOptions{})
 }
 
 // short says which resource a node lacks for one more of these pods.

@@ -150,7 +150,7 @@ func (f *Fleet) Advise(pod *v1.Pod, gate Gate) (*Advice, error) {
 	a, barred := &Advice{Request: describeAll(r)}, gate.of(pod)
 	prospects := make([]prospect, len(f.sites))
 	for i, s := range f.sites {
-		prospects[i] = prospectOf(f.view(s, priority(pod), nil), r, barred.on(s.node.Name, 0))
+		prospects[i] = prospectOf(f.view(s, askerOf(pod), nil), r, barred.on(s.node.Name, 0))
 	}
 	if best := bestOf(prospects); best >= 0 {
 		trial := prospects[best].trial(r)

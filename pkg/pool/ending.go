@@ -21,7 +21,7 @@ const maxTries = 200_000
 // A set in which no pod can be left out is easy to find, and bounds the size. Up to
 // that size all sets are tried, on all nodes, the small ones first.
 func (f *Fleet) ending(open []*site, pod *v1.Pod, r *Request, gate Gate) *Ending {
-	s := &endingSearch{fleet: f, request: r, priority: priority(pod), gate: gate}
+	s := &endingSearch{fleet: f, request: r, asker: askerOf(pod), gate: gate}
 	for _, site := range open {
 		if set, ok := s.greedy(site); ok {
 			s.offer(site, set)
@@ -40,11 +40,11 @@ func (f *Fleet) ending(open []*site, pod *v1.Pod, r *Request, gate Gate) *Ending
 
 // endingSearch looks for the best set over all nodes.
 type endingSearch struct {
-	fleet    *Fleet
-	request  *Request
-	priority int32 // of the pod that waits
-	gate     Gate
-	tries    int
+	fleet   *Fleet
+	request *Request
+	asker   // the pod that waits
+	gate    Gate
+	tries   int
 
 	site *site // nil: none found yet
 	best []*Tenant
@@ -65,7 +65,7 @@ func (s *endingSearch) fits(at *site, set []*Tenant) bool {
 }
 
 func (s *endingSearch) after(at *site, set []*Tenant) *View {
-	return s.fleet.view(at, s.priority, func(t *Tenant) bool { return t.Ending || slices.Contains(set, t) })
+	return s.fleet.view(at, s.asker, func(t *Tenant) bool { return t.Ending || slices.Contains(set, t) })
 }
 
 // greedy ends everybody and lets them stay again, the most important first, as long
@@ -203,7 +203,7 @@ func (s *endingSearch) needed() []*Tenant {
 			continue
 		}
 		stay = append(stay, t)
-		view := s.fleet.view(s.site, s.priority, func(other *Tenant) bool {
+		view := s.fleet.view(s.site, s.asker, func(other *Tenant) bool {
 			return slices.Contains(s.best, other) || other.Ending && !slices.Contains(stay, other)
 		})
 		if _, verdict := view.Fit(s.request); verdict != nil {
@@ -220,7 +220,7 @@ func (s *endingSearch) elsewhere(taken *View) bool {
 	views := []*View{taken}
 	for _, other := range s.fleet.sites {
 		if other != s.site {
-			views = append(views, s.fleet.view(other, s.priority, nil))
+			views = append(views, s.fleet.view(other, s.asker, nil))
 		}
 	}
 	for _, t := range s.best {
@@ -339,7 +339,7 @@ func (s *site) kindsOn(g *GPU) (geometry.Kinds, bool) {
 // freeOn is the number of free memory slices of a node.
 func (f *Fleet) freeOn(s *site) int {
 	var r Reason
-	r.add(f.view(s, 0, nil))
+	r.add(f.view(s, anybody, nil))
 	return r.Free
 }
 

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -143,9 +144,21 @@ func (l *Ledger) tenants(node *Node, pods []*v1.Pod) []*Tenant {
 	return out
 }
 
-// view is what a pod of some priority would find: everything that tenants hold but
-// those left out, and what pods nominated here may count on.
-func (f *Fleet) view(s *site, than int32, without func(*Tenant) bool) *View {
+// asker is the pod that a question is about: nominated pods of its priority or a
+// higher one come before it, itself apart.
+type asker struct {
+	priority int32
+	uid      types.UID
+}
+
+func askerOf(pod *v1.Pod) asker { return asker{priority(pod), pod.UID} }
+
+// anybody has nothing to fear from nominated pods.
+var anybody = asker{priority: math.MaxInt32}
+
+// view is what a pod would find: everything that tenants hold but those left out, and
+// what pods nominated here may count on.
+func (f *Fleet) view(s *site, who asker, without func(*Tenant) bool) *View {
 	b := builder{node: s.node, state: s.node.blocked(), opts: f.opts}
 	for _, t := range s.tenants {
 		switch {
@@ -157,7 +170,7 @@ func (f *Fleet) view(s *site, than int32, without func(*Tenant) bool) *View {
 		}
 	}
 	for _, n := range s.nominees {
-		if priority(n) >= than {
+		if priority(n) >= who.priority && n.UID != who.uid {
 			b.nominees = append(b.nominees, n)
 		}
 	}
@@ -244,7 +257,7 @@ func (f *Fleet) Try(pod *v1.Pod, replicas int, barred Barred) (*Trials, error) {
 	t := &Trials{Request: describeAll(r), Placed: []Trial{}}
 	prospects := make([]prospect, len(f.sites))
 	for i, s := range f.sites {
-		prospects[i] = prospectOf(f.view(s, priority(pod), nil), r, barred.on(s.node.Name, 0))
+		prospects[i] = prospectOf(f.view(s, askerOf(pod), nil), r, barred.on(s.node.Name, 0))
 	}
 	more := map[string]int{}
 	added := map[string][]*Tenant{}

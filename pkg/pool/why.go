@@ -84,8 +84,8 @@ func (f *Fleet) Why(pod *v1.Pod, barred Barred) (*Why, error) {
 		w.addBare(r, &a)
 		return w, nil
 	}
-	without := f.view(s, 0, func(t *Tenant) bool { return t.UID == pod.UID })
-	with := f.view(s, 0, nil)
+	without := f.view(s, anybody, func(t *Tenant) bool { return t.UID == pod.UID })
+	with := f.view(s, anybody, nil)
 	total := w.addDevices(r, &a, without, with)
 	f.others(w, pod, r, total, barred)
 	return w, nil
@@ -214,7 +214,7 @@ func (f *Fleet) others(w *Why, pod *v1.Pod, r *Request, total int64, barred Barr
 		if barred.on(s.node.Name, 0) != "" {
 			continue
 		}
-		v := f.view(s, priority(pod), func(t *Tenant) bool { return t.UID == pod.UID })
+		v := f.view(s, askerOf(pod), func(t *Tenant) bool { return t.UID == pod.UID })
 		w.Others = append(w.Others, v.placesFor(r)...)
 	}
 	w.Others = slices.DeleteFunc(w.Others, func(o Other) bool { return o.Node == w.Node && sameDevices(o.Spots, w.Devices) })
