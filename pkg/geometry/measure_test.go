@@ -73,7 +73,7 @@ func TestMeasuresOnEveryLayout(t *testing.T) {
 			forEachLayout(m, func(l Layout) {
 				o, there := mustOccupy(t, m, l), spansOf(m, l)
 				drawn := slow.scorer.taken(there)
-				if want, _ := slow.scorer.fragmentation(drawn); math.Abs(c.Fragmentation(o)-want) > 1e-9 {
+				if want := slow.scorer.fragmentation(drawn); math.Abs(c.Fragmentation(o)-want) > 1e-9 {
 					t.Fatalf("%s: Fragmentation = %v, want %v", m.Format(l), c.Fragmentation(o), want)
 				}
 				gpu := []byte(drawn)

@@ -71,21 +71,35 @@ func (s *slowScorer) lookAhead(gpu string, k int) float64 {
 	return sum
 }
 
-// fragmentation is F, and options the number of placements.
-func (s *slowScorer) fragmentation(gpu string) (f float64, options int) {
+// fragmentation is F: what the next request is expected not to be able to use.
+func (s *slowScorer) fragmentation(gpu string) float64 {
+	f := 0.0
 	for _, p := range s.mix {
-		fits := 0
+		fits := false
 		for _, start := range p.Starts {
-			if _, ok := with(gpu, start, p.Size); ok {
-				fits++
-			}
+			_, ok := with(gpu, start, p.Size)
+			fits = fits || ok
 		}
-		options += fits
-		if fits == 0 {
+		if !fits {
 			f += float64(strings.Count(gpu, ".")) / float64(len(s.mix))
 		}
 	}
-	return f, options
+	return f
+}
+
+// choice is C: the n-th place of a profile is worth an n-th of its size.
+func (s *slowScorer) choice(gpu string) float64 {
+	sum := 0.0
+	for _, p := range s.mix {
+		places := 0
+		for _, start := range p.Starts {
+			if _, ok := with(gpu, start, p.Size); ok {
+				places++
+				sum += float64(p.Size) / float64(places) / float64(len(s.mix))
+			}
+		}
+	}
+	return sum
 }
 
 // score is S of placing p at a start, in memory slices.
@@ -96,9 +110,7 @@ func (s *slowScorer) score(there []span, p Profile, start int) float64 {
 		return known
 	}
 	after, _ := with(before, start, p.Size)
-	fb, ob := s.fragmentation(before)
-	fa, oa := s.fragmentation(after)
-	s.scores[key] = fa - fb + s.lookAhead(before, 12) - s.lookAhead(after, 12) +
-		0.1*float64(strings.Count(before, ".")) + 1e-6*float64(ob-oa)
+	s.scores[key] = s.lookAhead(before, 10) - s.lookAhead(after, 10) +
+		0.5*(s.choice(before)-s.choice(after)) + 0.25*float64(strings.Count(before, "."))
 	return s.scores[key]
 }

@@ -13,31 +13,32 @@ import (
 // ScoreScale is the Score of one memory slice: scores are in billionths of it.
 const ScoreScale = 1_000_000_000
 
-// Weights of the score; see scores.
+// Weights of the score; see scores. docs/packing.md says what was tried.
 const (
-	lookAhead     = 12   // requests ahead, k
-	packWeight    = 0.1  // per memory slice free before: prefer fuller GPUs
-	optionsWeight = 1e-6 // per placement lost: breaks what would be ties
+	lookAhead    = 10   // requests ahead, k
+	choiceWeight = 0.5  // of what is left to choose from
+	packWeight   = 0.25 // per memory slice free before: prefer fuller GPUs
 )
 
 // scores has the placement score S for every state of a GPU. For a state m, the
 // state m' after the placement, and a mix p of requests to come:
 //
-//	F(m)  = sum_p mix[p] * free(m) * [p has no legal start in m]
 //	V0(m) = 0
 //	Vk(m) = sum_p mix[p] * max( Vk-1(m), max over starts of size_p + Vk-1(m with p there) )
-//	S     = F(m') - F(m) + V12(m) - V12(m') + 0.1 free(m) + 1e-6 (options(m) - options(m'))
+//	C(m)  = sum_p mix[p] * size_p * (1 + 1/2 + ... + 1/n),  n the legal starts of p in m
+//	S     = V10(m) - V10(m') + 0.5 (C(m) - C(m')) + 0.25 free(m)
 //
-// F is the expected number of free memory slices that the next request cannot use
-// (fragmentation gradient descent, USENIX ATC'23). V is what the next twelve
-// requests can get of this GPU alone if each is placed as well as possible. So S
-// is low where little is made unusable, little future is lost, and the GPU was
-// full already. All terms are in memory slices. options counts legal placements.
+// V is what the next ten requests can get of this GPU alone if each is placed as
+// well as possible and none ends. C is what it leaves to choose from: the first
+// place that a profile has counts most, a second one half as much, because where
+// instances end at any time a profile is better off with two places than with one.
+// The last term prefers GPUs that are full already, so that others run empty. All
+// terms are in memory slices.
 //
 // S is potential[m'] - potential[m] + pack[m]: two look-ups for a placement.
 type scores struct {
-	potential []int64 // F - V12 - 1e-6 options by state, times ScoreScale
-	pack      []int64 // 0.1 free by state, times ScoreScale
+	potential []int64 // - V10 - 0.5 C by state, times ScoreScale
+	pack      []int64 // 0.25 free by state, times ScoreScale
 }
 
 // of is S of going from a state to another.
@@ -65,22 +66,26 @@ func newScores(m *Model, mix map[int]float64) scores {
 	value := values(shares, states)
 	s := scores{potential: make([]int64, states), pack: make([]int64, states)}
 	for state := range states {
-		free := float64(m.freeIn(state))
-		stuck, options := 0.0, 0
-		for _, p := range shares {
-			n := countFree(p.windows, state)
-			options += n
-			if n == 0 {
-				stuck += p.weight
-			}
-		}
-		s.potential[state] = scaled(float64(stuck*free) - value[state] - float64(optionsWeight*float64(options)))
-		s.pack[state] = scaled(float64(packWeight * free))
+		s.potential[state] = scaled(-value[state] - float64(choiceWeight*choice(shares, state)))
+		s.pack[state] = scaled(float64(packWeight * float64(m.freeIn(state))))
 	}
 	return s
 }
 
-// values is V12 by state. Products are converted before they are added, so that
+// choice is C of a state.
+func choice(shares []share, state int) float64 {
+	sum := 0.0
+	for _, p := range shares {
+		worth := 0.0
+		for i := range countFree(p.windows, state) {
+			worth += 1 / float64(i+1)
+		}
+		sum += float64(p.weight * p.size * worth)
+	}
+	return sum
+}
+
+// values is V10 by state. Products are converted before they are added, so that
 // no processor fuses the two and all replicas compute the same.
 func values(shares []share, states int) []float64 {
 	value, next := make([]float64, states), make([]float64, states)
