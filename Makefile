@@ -70,6 +70,14 @@ bench-packing: ## Compare how policies pack a fleet; writes docs/packing.*; OPEN
 bench-scheduler: ## Compare with the stock scheduler in upstream's scheduler_perf
 	@hack/bench-scheduler.sh
 
+.PHONY: bench-monitor
+bench-monitor: ## Time a scrape of 1000 half-full nodes
+	@go test -run '^$$' -bench Scrape -benchtime 5x ./pkg/monitor/
+
+.PHONY: monitor-dev
+monitor-dev: ## Show the monitor of a made-up cluster on port 9395, for work on the page
+	@go run ./test/fleet/serve
+
 .PHONY: deploy
 deploy: ## Install on the cluster of the current kubeconfig
 	@kubectl apply -k manifests/base

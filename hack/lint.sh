@@ -29,12 +29,20 @@ formatted() {
 	bad=$(gofmt -l cmd pkg test)
 	[ -z "$bad" ] || { echo "$bad"; return 1; }
 }
+# What only builds with cgo; the tests for real GPUs are built, not run.
+cgo() {
+	command -v gcc >/dev/null || { echo "gcc is missing: pkg/nvml/native is not checked"; return 0; }
+	local CGO_ENABLED=1 CGO_CFLAGS=-Wno-deprecated-declarations
+	export CGO_ENABLED CGO_CFLAGS
+	go vet ./pkg/nvml/native/... ./cmd/nodeagent && go vet -tags gpu ./pkg/nvml/native/ && "$tools/staticcheck" ./pkg/nvml/native/...
+}
 tidy() { go mod tidy -diff && (cd test/perf && go mod tidy -diff); }
 
 check gofmt formatted
 check vet go vet ./...
 # What the standard generators write is not ours to change.
 check staticcheck "$tools/staticcheck" $(go list ./... | grep -v /pkg/generated/)
+check cgo cgo
 check logcheck "$tools/logcheck" -check-contextual=true ./cmd/... ./pkg/...
 check tidy tidy
 check generate hack/generate.sh --check

@@ -112,9 +112,13 @@ func (o *options) agentConfig() (agent.Config, error) {
 	if err != nil {
 		return agent.Config{}, fmt.Errorf("making client: %w; correct the kubeconfig", err)
 	}
+	reset, err := resetCommand(o.resetCommand)
+	if err != nil {
+		return agent.Config{}, err
+	}
 	return agent.Config{
 		Node: o.nodeName, StateDir: o.stateDir, DeviceConfig: o.deviceConfig, NodeConfig: o.nodeConfig,
-		Open: o.open, Nodes: o.capabilities(), Openers: agent.Openers(o.procDir),
+		Open: o.open, Nodes: o.capabilities(), Openers: agent.Openers(o.procDir), Reset: reset,
 		HAMiCore: hamicore.Dir{Path: o.hamiCoreDir, Lock: o.hamiCoreLock},
 		Client:   client, GPUNodes: gpuNodes.DynamigV1alpha1(),
 	}, nil

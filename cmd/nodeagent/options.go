@@ -34,6 +34,7 @@ type options struct {
 	kubeletDir   string
 	cdiDir       string
 	cdiHook      string
+	resetCommand string
 	procDir      string
 	hamiCoreDir  string
 	hamiCoreLock string
@@ -61,6 +62,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root `directory`")
 	flags.StringVar(&o.cdiDir, "cdi-dir", cdi.DefaultPath, "`directory` of CDI files that the container runtime reads")
 	flags.StringVar(&o.cdiHook, "cdi-hook", "/usr/bin/nvidia-cdi-hook", "with --driver=native: `program` of the NVIDIA container toolkit that the container runtime runs, a path on the host")
+	flags.StringVar(&o.resetCommand, "reset-command", "", "`command` that resets the GPU named by {uuid}, {index} or {bus}, such as \"nvidia-smi --gpu-reset -i {uuid}\"; run on an Ampere GPU that nobody uses, to change its MIG mode (default: no GPU is ever reset)")
 	flags.StringVar(&o.procDir, "proc-dir", "/proc", "proc file system that shows all processes of the node, a `directory`")
 	flags.StringVar(&o.hamiCoreDir, "hami-core-dir", "/usr/local/vgpu", "`directory` of the host with HAMi-core's libvgpu.so, for GPUs in mode hami-core; the agent must see it under the same path and may write there")
 	flags.StringVar(&o.hamiCoreLock, "hami-core-lock-dir", "/tmp/vgpulock", "`directory` of the host for the lock that all processes with HAMi-core share")
@@ -86,6 +88,9 @@ func addVerbosity(flags *flag.FlagSet) {
 func (o *options) check() error {
 	if o.nodeName == "" {
 		return errors.New("--node-name is empty; give the name of this machine's Node object, or set NODE_NAME from spec.nodeName")
+	}
+	if _, err := resetCommand(o.resetCommand); err != nil {
+		return err
 	}
 	return o.checkDriver()
 }

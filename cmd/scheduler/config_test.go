@@ -26,6 +26,7 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler/profile"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/monitor"
 	"github.com/dynamig/dynamig/pkg/plugins/dynamicmig"
 )
 
@@ -100,7 +101,7 @@ func (unreachable) RoundTrip(*http.Request) (*http.Response, error) {
 func build(t *testing.T) profile.Map {
 	t.Helper()
 	registry := frameworkruntime.Registry{}
-	for _, option := range plugins() {
+	for _, option := range plugins(&monitor.Config{}) {
 		if err := option(registry); err != nil {
 			t.Fatal(err)
 		}

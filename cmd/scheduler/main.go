@@ -2,30 +2,80 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command scheduler is kube-scheduler with the plugins DynamicMIG and
-// DynamicMIGFit, and the reaper beside it. Its flags and configuration are those of
-// kube-scheduler; manifests/base/scheduler/config.yaml is the configuration to use.
+// DynamicMIGFit, and reaper and monitor beside it. Its flags and configuration are
+// those of kube-scheduler, and --monitor-*; manifests/base/scheduler/config.yaml is
+// the configuration to use.
 package main
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"os"
+	"time"
 
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"k8s.io/component-base/cli"
 	_ "k8s.io/component-base/metrics/prometheus/clientgo" // registers client-go's metrics, as kube-scheduler does
 	_ "k8s.io/component-base/metrics/prometheus/version"  // registers the version metric, as kube-scheduler does
 	"k8s.io/kubernetes/cmd/kube-scheduler/app"
 
+	"github.com/dynamig/dynamig/pkg/monitor"
 	"github.com/dynamig/dynamig/pkg/plugins/dynamicmig"
 )
 
 func main() {
-	os.Exit(cli.Run(app.NewSchedulerCommand(plugins()...)))
+	var watch monitor.Config
+	cmd := app.NewSchedulerCommand(plugins(&watch)...)
+	addFlags(cmd, &watch)
+	os.Exit(cli.Run(cmd))
 }
 
-// plugins are those that this program has beside kube-scheduler's own.
-func plugins() []app.Option {
-	factory := &dynamicmig.Factory{Companion: startReaper}
+// addFlags adds the monitor's flags, and a section of the help for them: the
+// command's own help knows kube-scheduler's sections only.
+func addFlags(cmd *cobra.Command, watch *monitor.Config) {
+	flags := pflag.NewFlagSet("monitor", pflag.ContinueOnError)
+	watch.AddFlags(flags)
+	cmd.Flags().AddFlagSet(flags)
+	help := cmd.HelpFunc()
+	cmd.SetHelpFunc(func(c *cobra.Command, args []string) {
+		help(c, args)
+		fmt.Fprintf(c.OutOrStdout(), "\nMonitor flags:\n\n%s", flags.FlagUsages())
+	})
+}
+
+// plugins are those that this program has beside kube-scheduler's own. watch is read
+// once the first profile is built, after the flags.
+func plugins(watch *monitor.Config) []app.Option {
+	journal := monitor.NewJournal(time.Now)
+	factory := &dynamicmig.Factory{
+		Decided: journal.Decided,
+		Companion: func(ctx context.Context, shared dynamicmig.Shared) error {
+			return errors.Join(startReaper(ctx, shared), startMonitor(ctx, *watch, journal, shared))
+		},
+	}
 	return []app.Option{
 		app.WithPlugin(dynamicmig.Name, factory.New),
 		app.WithPlugin(dynamicmig.FitName, dynamicmig.NewFit),
 	}
+}
+
+// startMonitor serves the monitor until ctx ends, on every replica.
+func startMonitor(ctx context.Context, cfg monitor.Config, journal *monitor.Journal, shared dynamicmig.Shared) error {
+	if err := cfg.Validate(); err != nil || cfg.Port == 0 {
+		return err
+	}
+	src := monitor.Sources{
+		Pool: shared.Pool, GPUNodes: shared.GPUNodes, Pods: shared.Pods, ByNode: dynamicmig.ByNode,
+		Nodes: shared.Handle.SharedInformerFactory().Core().V1().Nodes().Lister(),
+	}
+	if err := journal.Follow(src); err != nil {
+		return err
+	}
+	fleet, err := monitor.NewFleet(src)
+	if err != nil {
+		return err
+	}
+	return monitor.New(cfg, fleet, journal, shared.Handle.ClientSet()).Serve(ctx)
 }

@@ -51,6 +51,11 @@ type Config struct {
 	Nodes   Nodes
 	Openers func([]DeviceNumber) ([]int, error) // processes that hold devices open; see Openers
 
+	// Reset resets one GPU, so that a change of its MIG mode comes into force. It is
+	// called only for a GPU that nobody uses, while the NVML session is closed. nil:
+	// no GPU is ever reset.
+	Reset func(context.Context, nvml.GPU) error
+
 	HAMiCore hamicore.Dir // the library for software shares; the zero value is none
 
 	Client   kubernetes.Interface

@@ -67,9 +67,12 @@ type bench struct {
 	slots    *fakeSlots
 	power    *power
 
-	wrap   func(nvml.Driver) nvml.Driver // around each session; nil = none
-	opener atomic.Int64                  // process that has every device open; 0 = none
-	timing Timing
+	wrap   func(nvml.Driver) nvml.Driver         // around each session; nil = none
+	opener atomic.Int64                          // process that has every capability device open; 0 = none
+	reset  func(context.Context, nvml.GPU) error // of a GPU; nil = never
+
+	gpuOpener atomic.Int64 // process that has every GPU's device open; 0 = none
+	timing    Timing
 
 	library hamicore.Dir // for software shares; zero = none
 
@@ -146,7 +149,7 @@ func (b *bench) start() {
 			}
 			return driver, nil
 		},
-		Nodes: nvml.Capabilities{Root: b.root}, Openers: b.open, HAMiCore: b.library,
+		Nodes: nvml.Capabilities{Root: b.root}, Openers: b.open, Reset: b.reset, HAMiCore: b.library,
 		Client: b.client, GPUNodes: b.gpuNodes.DynamigV1alpha1(), Timing: b.timing,
 	})
 	if err != nil {
@@ -175,8 +178,13 @@ func (b *bench) start() {
 
 // open is the agent's Openers.
 func (b *bench) open(devices []DeviceNumber) ([]int, error) {
-	if len(devices) != 2 {
-		return nil, fmt.Errorf("asked for %v, want the devices of GPU instance and compute instance", devices)
+	switch pid := int(b.gpuOpener.Load()); {
+	case len(devices) == 1 && pid != 0:
+		return []int{pid}, nil
+	case len(devices) == 1:
+		return nil, nil
+	case len(devices) != 2:
+		return nil, fmt.Errorf("asked for %v, want the GPU's device or those of GPU instance and compute instance", devices)
 	}
 	if pid := int(b.opener.Load()); pid != 0 {
 		return []int{pid}, nil

@@ -5,8 +5,6 @@ package agent
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -105,54 +103,6 @@ func (w *worker) readMode(ctx context.Context) error {
 		w.mode, err = d.MIGMode(w.id)
 		return err
 	})
-}
-
-// turnOn turns MIG mode on, on GPUs that need no reset for it. The driver refuses
-// while anybody uses the GPU.
-func (w *worker) turnOn(ctx context.Context) error {
-	gpu, _ := w.facts()
-	if w.owners.holdsShares(string(w.id)) {
-		return fmt.Errorf("MIG mode is turned on when the pods that share GPU %d have ended", gpu.Index)
-	}
-	if gpu.Architecture == nvml.Ampere {
-		return fmt.Errorf("MIG mode is off, and an Ampere GPU needs a reset to turn it on; stop what uses GPU %d, run nvidia-smi -i %d -mig 1 and reset it or reboot",
-			gpu.Index, gpu.Index)
-	}
-	err := w.call(ctx, "turning MIG mode on", func(d nvml.Driver) error { return d.SetMIGMode(w.id, true) })
-	switch {
-	case errors.Is(err, nvml.ErrInUse):
-		return fmt.Errorf("MIG mode is off and cannot be turned on while GPU %d is in use; stop what uses it", gpu.Index)
-	case errors.Is(err, nvml.ErrResetRequired):
-		return fmt.Errorf("MIG mode is stored and waits for a reset of GPU %d; reset it or reboot the node", gpu.Index)
-	case err != nil:
-		return err
-	}
-	klog.FromContext(ctx).V(2).Info("Turned MIG mode on")
-	return w.readMode(ctx)
-}
-
-// turnOff turns MIG mode off once no instance is left: those of ours that nobody
-// owns are destroyed first (situation.retire), others are waited for.
-func (w *worker) turnOff(ctx context.Context) error {
-	gpu, _ := w.facts()
-	if n := len(w.hardware); n > 0 || len(w.owners.wants(string(w.id))) > 0 {
-		return fmt.Errorf("MIG mode is turned off when the MIG instances of GPU %d are gone (%d are left)", gpu.Index, n)
-	}
-	if gpu.Architecture == nvml.Ampere {
-		return fmt.Errorf("MIG mode is on, and an Ampere GPU needs a reset to turn it off; stop what uses GPU %d, run nvidia-smi -i %d -mig 0 and reset it or reboot",
-			gpu.Index, gpu.Index)
-	}
-	err := w.call(ctx, "turning MIG mode off", func(d nvml.Driver) error { return d.SetMIGMode(w.id, false) })
-	switch {
-	case errors.Is(err, nvml.ErrInUse):
-		return fmt.Errorf("MIG mode is on and cannot be turned off while GPU %d is in use; stop what uses it", gpu.Index)
-	case errors.Is(err, nvml.ErrResetRequired):
-		return fmt.Errorf("MIG mode is stored as off and waits for a reset of GPU %d; reset it or reboot the node", gpu.Index)
-	case err != nil:
-		return err
-	}
-	klog.FromContext(ctx).V(2).Info("Turned MIG mode off")
-	return w.readMode(ctx)
 }
 
 // list reads the instances.

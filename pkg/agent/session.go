@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/dynamig/dynamig/pkg/nvml"
 )
@@ -16,9 +17,11 @@ import (
 type session struct {
 	open func() (nvml.Driver, error)
 
-	mu     sync.Mutex  // guards what follows; held while a session is opened
-	driver nvml.Driver // nil when there is none
-	count  int         // sessions opened so far
+	mu      sync.Mutex    // guards what follows; held while a session is opened
+	driver  nvml.Driver   // nil when there is none
+	count   int           // sessions opened so far
+	running int           // calls that run now
+	barrier chan struct{} // closed when calls may begin again; nil when they may
 }
 
 // opened is how many sessions there have been: when it grows, everything that a
@@ -37,6 +40,9 @@ func (s *session) use(f func(nvml.Driver) error) (opened bool, err error) {
 		return false, err
 	}
 	err = f(d)
+	s.mu.Lock()
+	s.running--
+	s.mu.Unlock()
 	if errors.Is(err, nvml.ErrUninitialized) {
 		err = errors.Join(err, s.forget(d))
 	}
@@ -46,7 +52,14 @@ func (s *session) use(f func(nvml.Driver) error) (opened bool, err error) {
 func (s *session) current() (d nvml.Driver, opened bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for s.barrier != nil {
+		barrier := s.barrier
+		s.mu.Unlock()
+		<-barrier
+		s.mu.Lock()
+	}
 	if s.driver != nil {
+		s.running++
 		return s.driver, false, nil
 	}
 	d, err = s.open()
@@ -55,7 +68,48 @@ func (s *session) current() (d nvml.Driver, opened bool, err error) {
 	}
 	s.driver = d
 	s.count++
+	s.running++
 	return d, true, nil
+}
+
+var (
+	errBusy      = errors.New("another driver call does not return")
+	errResetting = errors.New("another GPU is being reset")
+)
+
+// alone calls f while the session is closed: no driver call runs, and those that
+// come wait. It waits so long for the calls that run. The next call opens a new
+// session.
+func (s *session) alone(patience time.Duration, f func() error) error {
+	s.mu.Lock()
+	if s.barrier != nil {
+		s.mu.Unlock()
+		return errResetting
+	}
+	barrier := make(chan struct{})
+	s.barrier = barrier
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.barrier = nil
+		s.mu.Unlock()
+		close(barrier)
+	}()
+	for deadline := time.Now().Add(patience); s.calls() > 0; time.Sleep(10 * time.Millisecond) {
+		if !time.Now().Before(deadline) {
+			return errBusy
+		}
+	}
+	if err := s.close(); err != nil {
+		return err
+	}
+	return f()
+}
+
+func (s *session) calls() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.running
 }
 
 // forget closes a lost session, once.

@@ -34,6 +34,7 @@ type worker struct {
 	owners  *owners
 	nodes   Nodes
 	openers func([]DeviceNumber) ([]int, error)
+	reset   func(context.Context, nvml.GPU) error // nil: never
 	timing  Timing
 	metrics *metrics
 	calls   *atomic.Uint64    // is told each driver call
@@ -65,7 +66,11 @@ type worker struct {
 	failure  error // of the last look
 	nextLook time.Time
 	troubles troubles
-	reused   map[v1alpha1.Span]bool // instances that were there before their pod
+
+	nextReset time.Time              // when the GPU may be reset again
+	resets    int                    // that did not help, in a row
+	resetWhy  string                 // why the last one did not
+	reused    map[v1alpha1.Span]bool // instances that were there before their pod
 }
 
 // state is what the report shows of a GPU. It is replaced, never changed.
@@ -161,14 +166,10 @@ func (w *worker) call(ctx context.Context, what string, f func(nvml.Driver) erro
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	w.mu.Lock()
 	began := time.Now()
-	w.calling, w.since = what, began
-	w.mu.Unlock()
+	w.begin(what)
 	opened, err := w.session.use(f)
-	w.mu.Lock()
-	w.calling = ""
-	w.mu.Unlock()
+	w.finished()
 	w.calls.Add(1)
 	took(w.metrics.calls.WithLabelValues(what), began)
 	if err != nil {
@@ -178,6 +179,19 @@ func (w *worker) call(ctx context.Context, what string, f func(nvml.Driver) erro
 		w.learned()
 	}
 	return err
+}
+
+// begin and finished stand around what cannot be cancelled.
+func (w *worker) begin(what string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calling, w.since = what, time.Now()
+}
+
+func (w *worker) finished() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calling = ""
 }
 
 // pass does what can be done now and returns when to come back at the latest.

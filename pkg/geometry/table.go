@@ -66,15 +66,15 @@ type answer struct {
 	successors atomic.Pointer[[]State] // nil until asked for
 }
 
-// class names a Table. Wants are of one class if no entry of the catalogue can
-// tell them apart: amounts are raised to those of the next larger entry.
+// class names a Table. Wants are of one class if the same entries of the catalogue
+// are acceptable, and of these the same exact.
 type class struct {
-	policy                Policy
-	by                    measure
-	profile               int
-	named, full, oversize bool
-	memory, slices, cores int
-	nothing               bool // is adequate
+	policy            Policy
+	by                measure
+	acceptable, exact [2]uint64 // bits, by position in the ranking of all offers
+
+	// want is the want itself where there are more offers than bits.
+	want Want
 }
 
 // tables are those of a catalogue.
@@ -87,8 +87,8 @@ type tables struct {
 // up once for each request. Safe for parallel use.
 func (c *Catalogue) Table(w Want, p Policy) *Table {
 	var q query
-	key := class{policy: p, nothing: !q.resolve(c, w)}
-	if !key.nothing {
+	key := class{policy: p}
+	if q.resolve(c, w) {
 		key = q.class(c, p)
 	}
 	return c.table(key, q)
@@ -105,7 +105,7 @@ func (c *Catalogue) table(key class, q query) *Table {
 	c.tables.mu.Lock()
 	defer c.tables.mu.Unlock()
 	if t = c.tables.known[key]; t == nil {
-		t = &Table{catalogue: c, query: q, empty: key.nothing, policy: key.policy}
+		t = &Table{catalogue: c, query: q, empty: q.exact == nil, policy: key.policy}
 		t.known.Store(new(answers))
 		if c.tables.known == nil {
 			c.tables.known = make(map[class]*Table)
@@ -131,24 +131,24 @@ func (c *Catalogue) Prepare(like *Catalogue) {
 
 // class is the class of a query that has been resolved.
 func (q *query) class(c *Catalogue, p Policy) class {
-	k := class{
-		policy: p, by: q.by, profile: q.profile,
-		named: q.want.Profile != "", full: q.want.Full && q.want.Profile == "", oversize: q.want.Oversize,
-		memory: math.MaxInt, slices: math.MaxInt, cores: math.MaxInt,
+	k := class{policy: p, by: q.by}
+	offers := c.offers[q.by]
+	if len(offers) > 64*len(k.exact) {
+		k.want = q.want
+		return k
 	}
-	raise := func(to *int, from, has int) {
-		if has >= from {
-			*to = min(*to, has)
+	for i := range offers {
+		o, word, bit := &offers[i], i/64, uint64(1)<<(i%64)
+		if !q.adequate(o) {
+			continue
 		}
-	}
-	for i := range c.offers[q.by] {
-		o := &c.offers[q.by][i]
-		raise(&k.memory, q.want.MemoryMiB, o.memory[q.by])
-		raise(&k.slices, q.slices, o.size)
-		raise(&k.cores, q.want.Cores, o.entry.Cores)
-	}
-	if k.full { // neither is then compared
-		k.slices, k.cores = 0, 0
+		exact := q.isExact(o)
+		if exact {
+			k.exact[word] |= bit
+		}
+		if exact || q.want.Oversize {
+			k.acceptable[word] |= bit
+		}
 	}
 	return k
 }

@@ -97,11 +97,14 @@ func TestWantsOfOneClassShareATable(t *testing.T) {
 	}{
 		{"memories between two profiles", Want{MemoryMiB: 5000}, Want{MemoryMiB: 9000}, true},
 		{"memories on both sides of a profile", Want{MemoryMiB: 4864}, Want{MemoryMiB: 4865}, false},
-		{"shares of one number of slices", Want{Percent: 13}, Want{Percent: 25}, true},
+		{"shares of one number of slices", Want{Percent: 26}, Want{Percent: 50}, true},
+		{"a share and a memory that mean one profile", Want{Percent: 50}, Want{MemoryMiB: 20000}, true},
 		{"with and without oversize", Want{Percent: 13}, Want{Percent: 13, Oversize: true}, false},
 		{"more than there is", Want{MemoryMiB: 1 << 20}, Want{Profile: "9g.9gb"}, true},
 		{"a whole GPU, whatever its cores", Want{Full: true, Cores: 1}, Want{Full: true, Cores: 100}, true},
-		{"by name and by size", Want{Profile: "1g.5gb"}, Want{MemoryMiB: 1}, false},
+		{"by name and by size", Want{Profile: "1g.5gb"}, Want{MemoryMiB: 1}, true},
+		{"a special one by name and a plain one", Want{Profile: "1g.5gb+me"}, Want{MemoryMiB: 1}, false},
+		{"of equal exact ones and of larger ones", Want{Percent: 50, Oversize: true}, Want{Percent: 51, Oversize: true}, false},
 	} {
 		if got := c.Table(tc.a, ByScore) == c.Table(tc.b, ByScore); got != tc.same {
 			t.Errorf("%s: same table = %v, want %v", tc.name, got, tc.same)

@@ -9,15 +9,22 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/dynamig/dynamig/pkg/geometry"
 	"github.com/dynamig/dynamig/pkg/geometry/boards"
 )
 
+// built are the catalogues that hardware has built.
+var built sync.Map
+
 // hardware is the catalogue of everything that a board can.
 func hardware(tb testing.TB, board string) *geometry.Catalogue {
 	tb.Helper()
+	if c, ok := built.Load(board); ok {
+		return c.(*geometry.Catalogue)
+	}
 	b, ok := boards.Named(board)
 	if !ok {
 		tb.Fatalf("no board is named %s", board)
@@ -30,6 +37,7 @@ func hardware(tb testing.TB, board string) *geometry.Catalogue {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	built.Store(board, c)
 	return c
 }
 

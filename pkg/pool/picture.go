@@ -52,13 +52,17 @@ type GPUPicture struct {
 
 	Shares *SharesPicture `json:"shares,omitempty"` // in mode hami-core
 
-	FreeSlices    int          `json:"freeSlices"`            // memory slices that nothing takes
-	LargestFree   string       `json:"largestFree,omitempty"` // largest profile that fits now
-	Fits          []FitPicture `json:"fits,omitempty"`        // how many of each profile fit now, smallest first
-	Fragmentation float64      `json:"fragmentation"`         // geometry.Catalogue.Fragmentation, in memory slices
-	Stranded      int          `json:"stranded"`              // geometry.Catalogue.Stranded, in memory slices
-	Templates     int          `json:"templates,omitempty"`   // how many there are, with rule Templates
-	Template      *int         `json:"template,omitempty"`    // the one in force, from 0 in file order
+	FreeSlices  int    `json:"freeSlices"`            // memory slices that nothing takes
+	LargestFree string `json:"largestFree,omitempty"` // largest profile that fits now
+
+	// LargestFreeSlices is its size in memory slices.
+	LargestFreeSlices int `json:"largestFreeSlices,omitempty"`
+
+	Fits          []FitPicture `json:"fits,omitempty"`      // how many of each profile fit now, smallest first
+	Fragmentation float64      `json:"fragmentation"`       // geometry.Catalogue.Fragmentation, in memory slices
+	Stranded      int          `json:"stranded"`            // geometry.Catalogue.Stranded, in memory slices
+	Templates     int          `json:"templates,omitempty"` // how many there are, with rule Templates
+	Template      *int         `json:"template,omitempty"`  // the one in force, from 0 in file order
 }
 
 // SpanState says what a span is for whom.
@@ -111,15 +115,18 @@ type OwnerPicture struct {
 	Name      string    `json:"name,omitempty"`
 	UID       types.UID `json:"uid"`
 
-	// Uses says which containers have the span, as which of their devices. Empty
-	// until the allocation is written.
+	// Uses says which containers have the span, as which of their devices: those
+	// that keep it before plain init containers, which share it. Empty until the
+	// allocation is written.
 	Uses []UsePicture `json:"uses,omitempty"`
 }
 
 // UsePicture is one device of one container.
 type UsePicture struct {
 	Container string `json:"container"`
-	Device    int    `json:"device"` // from 0, in the order of the allocation
+	Index     int    `json:"index"`          // of the container in spec.containers, then spec.initContainers
+	Init      bool   `json:"init,omitempty"` // a plain init container
+	Device    int    `json:"device"`         // from 0, in the order of the allocation
 	MemoryMiB int64  `json:"memoryMiB,omitempty"`
 }
 
@@ -260,18 +267,24 @@ func usesOf(pod *v1.Pod) map[v1alpha1.Span][]UsePicture {
 		return nil
 	}
 	uses := map[v1alpha1.Span][]UsePicture{}
-	for container, devices := range a.Containers {
-		for i, d := range devices {
+	add := func(u UsePicture) {
+		for i, d := range a.Containers[u.Container] {
 			if d.MIG != nil {
+				u.Device, u.MemoryMiB = i, d.MIG.MemoryMiB
 				s := v1alpha1.Span{GPU: d.GPU, ProfileID: d.MIG.ProfileID, Start: d.MIG.Start, Size: d.MIG.Size}
-				uses[s] = append(uses[s], UsePicture{Container: container, Device: i, MemoryMiB: d.MIG.MemoryMiB})
+				uses[s] = append(uses[s], u)
 			}
 		}
 	}
-	for _, list := range uses {
-		slices.SortFunc(list, func(a, b UsePicture) int {
-			return cmp.Or(cmp.Compare(a.Container, b.Container), cmp.Compare(a.Device, b.Device))
-		})
+	for i := range pod.Spec.Containers {
+		add(UsePicture{Container: pod.Spec.Containers[i].Name, Index: i})
+	}
+	for _, plain := range []bool{false, true} {
+		for i := range pod.Spec.InitContainers {
+			if c := &pod.Spec.InitContainers[i]; plain != sidecar(c) {
+				add(UsePicture{Container: c.Name, Index: len(pod.Spec.Containers) + i, Init: plain})
+			}
+		}
 	}
 	return uses
 }
@@ -312,7 +325,7 @@ func drawGPU(reported *v1alpha1.GPU, view *View, at int, held []heldSpan, known 
 		out.Fragmentation = g.Catalogue.Fragmentation(occupied)
 		out.Stranded = g.Catalogue.Stranded(occupied)
 		if p, ok := g.Catalogue.LargestFree(occupied); ok {
-			out.LargestFree = p.Name
+			out.LargestFree, out.LargestFreeSlices = p.Name, p.Size
 		}
 	}
 	out.Fits = drawFits(g, occupied)

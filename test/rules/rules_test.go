@@ -119,6 +119,12 @@ func TestDependencyRules(t *testing.T) {
 			},
 		},
 		{
+			"the monitor knows neither framework nor plugin nor NVML", "./pkg/monitor",
+			func(p string) bool {
+				return !under(p, "k8s.io/kubernetes", "k8s.io/kube-scheduler", module+"/pkg/plugins", module+"/pkg/nvml", module+"/pkg/agent")
+			},
+		},
+		{
 			"the agent does not know the plugin or link k8s.io/kubernetes", "./cmd/nodeagent",
 			func(p string) bool { return !under(p, "k8s.io/kubernetes", module+"/pkg/plugins") },
 		},

@@ -138,9 +138,18 @@ func (s *Stack) StartScheduler(ctx context.Context) error {
 	}
 	port := s.Cluster.Port(cluster.FreePort)
 	argv := append(p.argv, "--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port),
+		"--monitor-bind-address=127.0.0.1", fmt.Sprintf("--monitor-port=%d", port+monitorOffset),
 		"--authentication-kubeconfig="+kubeconfig, "--authorization-kubeconfig="+kubeconfig)
 	_, err = s.Cluster.StartProcess("scheduler", argv, p.env)
 	return err
+}
+
+// monitorOffset is from the scheduler's own port to its monitor's.
+const monitorOffset = 1
+
+// Monitor is the address of the scheduler's monitor.
+func (s *Stack) Monitor() string {
+	return fmt.Sprintf("http://127.0.0.1:%d", s.Cluster.Port(cluster.FreePort)+monitorOffset)
 }
 
 // adapt fits the scheduler's configuration to the test cluster. It names a

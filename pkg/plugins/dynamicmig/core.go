@@ -116,11 +116,11 @@ func nodeOf(obj any) ([]string, error) {
 	return []string{pod.Spec.NodeName}, nil
 }
 
-// compact drops what no decision needs before a GPUNode is stored.
+// compact drops what neither decisions nor the monitor need before a GPUNode is
+// stored.
 func compact(obj any) (any, error) {
 	if n, ok := obj.(*v1alpha1.GPUNode); ok {
 		n.ManagedFields = nil
-		n.Status.Conditions = nil
 		n.Status.Summary = v1alpha1.Summary{}
 	}
 	return obj, nil

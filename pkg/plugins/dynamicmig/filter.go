@@ -6,6 +6,7 @@ package dynamicmig
 import (
 	"context"
 	"slices"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	fwk "k8s.io/kube-scheduler/framework"
@@ -16,6 +17,7 @@ import (
 // PreFilter parses the pod, once, and skips pods without our resources. It rejects
 // what no node of the cluster can ever hold with a sentence that names the field.
 func (pl *Plugin) PreFilter(_ context.Context, cs fwk.CycleState, pod *v1.Pod, _ []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
+	began := time.Now()
 	request, err := pl.pool.Parse(pod)
 	if err != nil {
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
@@ -29,7 +31,7 @@ func (pl *Plugin) PreFilter(_ context.Context, cs fwk.CycleState, pod *v1.Pod, _
 	if err := pl.pool.Possible(request); err != nil {
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
 	}
-	cs.Write(stateKey, &state{request: request})
+	cs.Write(stateKey, &state{request: request, began: began})
 	return nil, nil
 }
 

@@ -10,9 +10,11 @@ import (
 	"iter"
 	"reflect"
 	"sync"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	fwk "k8s.io/kube-scheduler/framework"
@@ -27,8 +29,9 @@ const Name = "DynamicMIG"
 // Plugin is DynamicMIG in one scheduler profile.
 type Plugin struct {
 	*core
-	handle fwk.Handle
-	write  AllocationWrite
+	handle  fwk.Handle
+	decided func(pod types.UID, took time.Duration) // nil when nobody asks
+	write   AllocationWrite
 
 	bindOrder   sync.Once
 	bindTrouble error // written once, under bindOrder
@@ -71,6 +74,10 @@ type Factory struct {
 	// return soon; what it starts ends with ctx.
 	Companion func(ctx context.Context, shared Shared) error
 
+	// Decided, if set, is told of each choice that Reserve records outside of
+	// simulations, and of the time since the pod's PreFilter. It must return at once.
+	Decided func(pod types.UID, took time.Duration)
+
 	// connect makes the client of GPUNodes from the scheduler's configuration; the
 	// package's own where nil.
 	connect func(*rest.Config) (versioned.Interface, error)
@@ -97,7 +104,7 @@ func (f *Factory) New(ctx context.Context, obj runtime.Object, handle fwk.Handle
 	if !reflect.DeepEqual(f.args, args) {
 		return nil, fmt.Errorf("profile %s: DynamicMIGArgs differ from another profile's; all profiles share one pool of GPUs, so give them equal arguments", handle.ProfileName())
 	}
-	return &Plugin{core: f.core, handle: handle, write: args.AllocationWrite}, nil
+	return &Plugin{core: f.core, handle: handle, decided: f.Decided, write: args.AllocationWrite}, nil
 }
 
 // start makes what all profiles share.
@@ -131,6 +138,7 @@ const stateKey fwk.StateKey = Name
 // the other.
 type state struct {
 	request *pool.Request
+	began   time.Time // PreFilter
 	chosen  *choice
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	fwk "k8s.io/kube-scheduler/framework"
@@ -37,6 +38,9 @@ func (pl *Plugin) Reserve(_ context.Context, cs fwk.CycleState, pod *v1.Pod, nod
 	chosen.holder.Simulated = simulated
 	s.chosen = chosen
 	pl.pool.Assume(chosen.holder)
+	if pl.decided != nil && !simulated {
+		pl.decided(pod.UID, time.Since(s.began))
+	}
 	return nil
 }
 

@@ -6,8 +6,10 @@ package dynamicmig
 import (
 	"strings"
 	"testing"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	fwk "k8s.io/kube-scheduler/framework"
 	"k8s.io/kubernetes/pkg/scheduler/framework"
 	st "k8s.io/kubernetes/pkg/scheduler/testing"
@@ -15,6 +17,24 @@ import (
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
+
+// Monitors are told of choices, and never of simulated ones.
+func TestReserveTellsWhatWasDecided(t *testing.T) {
+	inRig(t, func(r *rig) {
+		told := map[types.UID]time.Duration{}
+		r.plugin.decided = func(pod types.UID, took time.Duration) { told[pod] = took }
+		r.addNode(node("n").Obj(), report(t, "n", 1).GPUNode)
+		cycle := r.mustBegin(pod("a", "gpu=1 gpumem=20000").Obj())
+		time.Sleep(time.Millisecond) // of synctest's clock
+		_, status := cycle.reserve("n")
+		if !status.IsSuccess() {
+			t.Fatal(status)
+		}
+		if took := told[cycle.pod.UID]; took != time.Millisecond || len(told) != 1 {
+			t.Errorf("told %v, want the pod and 1ms", told)
+		}
+	})
+}
 
 func TestReserveTakesTheChoice(t *testing.T) {
 	inRig(t, func(r *rig) {

@@ -1,0 +1,215 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package monitor
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	v1 "k8s.io/api/core/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/pool"
+)
+
+// Sources are what pictures are drawn from. All are read only.
+type Sources struct {
+	Pool     *pool.Pool
+	GPUNodes cache.SharedInformer
+	Pods     cache.SharedIndexInformer
+	ByNode   string                 // index of Pods by node name; waiting pods under the empty name
+	Nodes    corelisters.NodeLister // nil where nobody asks for allocatable devices
+}
+
+// View is the fleet at one moment. Immutable.
+type View struct {
+	Version uint64
+	Nodes   []*Drawn      // by name
+	Waiting []*WaitingPod // by creation
+}
+
+// Drawn is a picture with the version that it is of.
+type Drawn struct {
+	*pool.NodePicture
+	Version uint64
+
+	once sync.Once // guards text
+	text []byte
+	err  error
+}
+
+// JSON is the picture encoded, once for all readers.
+func (d *Drawn) JSON() ([]byte, error) {
+	d.once.Do(func() { d.text, d.err = json.Marshal(d.NodePicture) })
+	return d.text, d.err
+}
+
+// Fleet keeps the newest pictures. Safe for parallel use.
+type Fleet struct {
+	src Sources
+
+	epochs epochs // pods seen to change, by node
+
+	mu      sync.Mutex // guards what follows
+	entries map[string]*entry
+	gone    map[string]uint64 // nodes that are no more, by the version that dropped them
+	waiting uint64            // epoch of the empty name that view.Waiting is of
+	view    *View
+}
+
+// entry is a node's picture with everything that it was drawn from.
+type entry struct {
+	obj    *v1alpha1.GPUNode // the informer replaces objects, so pointers tell versions apart
+	node   *pool.Node
+	ledger uint64
+	pods   uint64
+	drawn  *Drawn
+}
+
+// epochs counts changes by node name. Safe for parallel use.
+type epochs struct {
+	mu     sync.Mutex
+	counts map[string]uint64
+}
+
+func (e *epochs) add(node string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.counts[node]++
+}
+
+func (e *epochs) all() map[string]uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return maps.Clone(e.counts)
+}
+
+// NewFleet follows the sources from now on.
+func NewFleet(src Sources) (*Fleet, error) {
+	f := &Fleet{
+		src: src, epochs: epochs{counts: map[string]uint64{}},
+		entries: map[string]*entry{}, gone: map[string]uint64{}, view: &View{},
+	}
+	changed := func(obj any) {
+		if pod := podOf(obj); pod != nil {
+			f.epochs.add(pod.Spec.NodeName)
+		}
+	}
+	_, err := src.Pods.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    changed,
+		UpdateFunc: func(old, obj any) { changed(old); changed(obj) },
+		DeleteFunc: changed,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("watching pods for the monitor: %w", err)
+	}
+	return f, nil
+}
+
+// podOf is the pod of an informer's event; nil for one without our resources.
+func podOf(obj any) *v1.Pod {
+	if tombstone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = tombstone.Obj
+	}
+	pod, ok := obj.(*v1.Pod)
+	if !ok || !pool.Wants(pod) {
+		return nil
+	}
+	return pod
+}
+
+// View is the fleet now. What has not changed since the last call is not drawn
+// again: a call on a quiet cluster compares four values for each node.
+func (f *Fleet) View() *View {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	epochs := f.epochs.all()
+	next := f.view.Version + 1
+	changed := f.draw(epochs, next)
+	waiting := f.view.Waiting
+	if epoch := epochs[""]; epoch != f.waiting || f.view.Version == 0 {
+		waiting, f.waiting, changed = f.listWaiting(), epoch, true
+	}
+	if !changed {
+		return f.view
+	}
+	f.view = &View{Version: next, Waiting: waiting, Nodes: make([]*Drawn, 0, len(f.entries))}
+	for _, e := range f.entries {
+		f.view.Nodes = append(f.view.Nodes, e.drawn)
+	}
+	slices.SortFunc(f.view.Nodes, func(a, b *Drawn) int { return cmp.Compare(a.Name, b.Name) })
+	return f.view
+}
+
+// draw brings the entries up to date.
+func (f *Fleet) draw(epochs map[string]uint64, version uint64) (changed bool) {
+	there := map[string]struct{}{}
+	for _, obj := range f.src.GPUNodes.GetStore().List() {
+		n, ok := obj.(*v1alpha1.GPUNode)
+		if !ok {
+			continue
+		}
+		there[n.Name] = struct{}{}
+		node, _ := f.src.Pool.Node(n.Name) // its error is drawn
+		now := entry{obj: n, node: node, ledger: f.src.Pool.Revision(n.Name), pods: epochs[n.Name]}
+		if e := f.entries[n.Name]; e != nil && e.obj == now.obj && e.node == now.node && e.ledger == now.ledger && e.pods == now.pods {
+			continue
+		}
+		picture := f.src.Pool.Draw(n, f.podsOn(n.Name))
+		now.drawn = &Drawn{NodePicture: &picture, Version: version}
+		f.entries[n.Name], changed = &now, true
+		delete(f.gone, n.Name)
+	}
+	for name := range f.entries {
+		if _, ok := there[name]; !ok {
+			delete(f.entries, name)
+			f.gone[name], changed = version, true
+		}
+	}
+	return changed
+}
+
+// Gone lists the nodes that went after a version.
+func (f *Fleet) Gone(since uint64) []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var names []string
+	for name, version := range f.gone {
+		if version > since {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// podsOn lists the GPU pods of a node.
+func (f *Fleet) podsOn(node string) []*v1.Pod {
+	objs, err := f.src.Pods.GetIndexer().ByIndex(f.src.ByNode, node)
+	if err != nil {
+		return nil // not reached: the index is there before the monitor
+	}
+	pods := make([]*v1.Pod, 0, len(objs))
+	for _, obj := range objs {
+		pods = append(pods, obj.(*v1.Pod))
+	}
+	return pods
+}
+
+func (f *Fleet) listWaiting() []*WaitingPod {
+	var out []*WaitingPod
+	for _, pod := range f.podsOn("") {
+		out = append(out, waitingPod(pod))
+	}
+	slices.SortFunc(out, func(a, b *WaitingPod) int {
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	return out
+}

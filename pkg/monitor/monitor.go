@@ -1,0 +1,296 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package monitor
+
+import (
+	"compress/gzip"
+	"embed"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/expfmt"
+	"golang.org/x/time/rate"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// Monitor answers requests. Safe for parallel use.
+type Monitor struct {
+	cfg     Config
+	fleet   *Fleet
+	journal *Journal
+	client  kubernetes.Interface
+	boot    string // tells this process's versions from those of another
+
+	stories  *rate.Limiter // each costs a request to the API server
+	watchers chan struct{} // a slot for each open stream
+}
+
+// maxWatchers is how many streams of updates a replica serves at once.
+const maxWatchers = 64
+
+// New returns a monitor of a fleet.
+func New(cfg Config, fleet *Fleet, journal *Journal, client kubernetes.Interface) *Monitor {
+	return &Monitor{
+		cfg: cfg, fleet: fleet, journal: journal, client: client,
+		boot:    strconv.FormatInt(journal.now().UnixNano(), 36),
+		stories: rate.NewLimiter(10, 20), watchers: make(chan struct{}, maxWatchers),
+	}
+}
+
+//go:embed web
+var web embed.FS
+
+// policy lets the page load its own files and nothing else.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+// Handler serves everything. Requests for data pass guard, the page's own files do
+// not: they hold no data, and a browser could not send a token for them.
+func (m *Monitor) Handler(guard func(http.Handler) http.Handler) http.Handler {
+	data := http.NewServeMux()
+	data.HandleFunc("GET /metrics", m.serveMetrics)
+	data.HandleFunc("GET /api/v1/fleet", m.serveFleet)
+	data.HandleFunc("GET /api/v1/nodes/{name}", m.serveNode)
+	data.HandleFunc("GET /api/v1/pods/{namespace}/{name}", m.servePod)
+	data.HandleFunc("GET /api/v1/watch", m.serveWatch)
+
+	files, err := fs.Sub(web, "web")
+	if err != nil {
+		panic(err) // the directory is part of the program
+	}
+	all := http.NewServeMux()
+	all.Handle("GET /metrics", guard(data))
+	all.Handle("GET /api/", guard(data))
+	all.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
+	all.Handle("GET /", http.FileServerFS(files))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", policy)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cache-Control", "no-cache")
+		all.ServeHTTP(w, r)
+	})
+}
+
+// on reports whether a group of families is switched on.
+func (m *Monitor) on(g Group) bool {
+	switch g {
+	case GroupInstance:
+		return m.cfg.InstanceMetrics
+	case GroupHAMi:
+		return m.cfg.HAMiMetrics
+	case GroupLegacy:
+		return m.cfg.LegacyMetrics
+	default:
+		return true
+	}
+}
+
+func (m *Monitor) serveMetrics(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", contentType)
+	out, done := compressed(w, r)
+	defer done()
+	if err := m.WriteMetrics(out); err != nil {
+		panic(http.ErrAbortHandler) // the reader must not take a part for the whole
+	}
+}
+
+// WriteMetrics writes all families in Prometheus' text format.
+func (m *Monitor) WriteMetrics(out io.Writer) error {
+	view := m.fleet.View()
+	s := &scrape{view: view, now: m.journal.now(), nodes: m.fleet.devices(view), bound: m.journal.Bound}
+	t := newText(out)
+	s.write(t, m.on)
+	if err := t.w.Flush(); err != nil {
+		return err
+	}
+	return writeRegistry(out, m.journal.registry)
+}
+
+func writeRegistry(out io.Writer, g prometheus.Gatherer) error {
+	all, err := g.Gather()
+	if err != nil {
+		return fmt.Errorf("collecting counters: %w", err)
+	}
+	enc := expfmt.NewEncoder(out, expfmt.NewFormat(expfmt.TypeTextPlain))
+	for _, f := range all {
+		if err := enc.Encode(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var gzips = sync.Pool{New: func() any {
+	w, _ := gzip.NewWriterLevel(io.Discard, gzip.BestSpeed)
+	return w
+}}
+
+// compressed is where to write to: the response, compressed if the reader can.
+func compressed(w http.ResponseWriter, r *http.Request) (out io.Writer, done func()) {
+	w.Header().Add("Vary", "Accept-Encoding")
+	if !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		return w, func() {}
+	}
+	w.Header().Set("Content-Encoding", "gzip")
+	z := gzips.Get().(*gzip.Writer)
+	z.Reset(w)
+	return z, func() {
+		z.Close()
+		gzips.Put(z)
+	}
+}
+
+// FleetMessage is the answer of /api/v1/fleet, and what /api/v1/watch sends: there
+// only what is newer than the version asked for.
+type FleetMessage struct {
+	Version string            `json:"version"`
+	At      time.Time         `json:"at"`
+	Nodes   []json.RawMessage `json:"nodes"`          // pool.NodePicture
+	Gone    []string          `json:"gone,omitempty"` // nodes that are no more
+	Waiting []*WaitingPod     `json:"waiting"`
+}
+
+func (m *Monitor) version(n uint64) string { return m.boot + "." + strconv.FormatUint(n, 10) }
+
+// message has the nodes that are newer than since; all where since is 0.
+func (m *Monitor) message(view *View, since uint64) (*FleetMessage, error) {
+	msg := &FleetMessage{Version: m.version(view.Version), At: m.journal.now(), Nodes: []json.RawMessage{}, Waiting: view.Waiting}
+	if msg.Waiting == nil {
+		msg.Waiting = []*WaitingPod{}
+	}
+	for _, n := range view.Nodes {
+		if n.Version > since {
+			text, err := n.JSON()
+			if err != nil {
+				return nil, fmt.Errorf("encoding node %s: %w", n.Name, err)
+			}
+			msg.Nodes = append(msg.Nodes, text)
+		}
+	}
+	if since > 0 {
+		msg.Gone = m.fleet.Gone(since)
+	}
+	return msg, nil
+}
+
+func (m *Monitor) serveFleet(w http.ResponseWriter, r *http.Request) {
+	msg, err := m.message(m.fleet.View(), 0)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	answer(w, r, msg)
+}
+
+func (m *Monitor) serveNode(w http.ResponseWriter, r *http.Request) {
+	for _, n := range m.fleet.View().Nodes {
+		if n.Name == r.PathValue("name") {
+			answer(w, r, n.NodePicture)
+			return
+		}
+	}
+	http.Error(w, "there is no GPUNode of this name", http.StatusNotFound)
+}
+
+func (m *Monitor) servePod(w http.ResponseWriter, r *http.Request) {
+	obj, ok, err := m.fleet.src.Pods.GetStore().GetByKey(r.PathValue("namespace") + "/" + r.PathValue("name"))
+	pod, isPod := obj.(*v1.Pod)
+	if err != nil || !ok || !isPod || podOf(pod) == nil {
+		http.Error(w, "there is no GPU pod of this name, or it has ended", http.StatusNotFound)
+		return
+	}
+	if !m.stories.Allow() {
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "too many stories are asked for; try again in a second", http.StatusTooManyRequests)
+		return
+	}
+	answer(w, r, m.story(r.Context(), m.fleet.View(), pod))
+}
+
+func answer(w http.ResponseWriter, r *http.Request, value any) {
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	out, done := compressed(w, r)
+	defer done()
+	_ = json.NewEncoder(out).Encode(value) // an error means that the reader is gone
+}
+
+// updateEvery is how often a stream looks for changes.
+const updateEvery = 200 * time.Millisecond
+
+// keepAlive is how long a stream may be silent: proxies end what says nothing.
+const keepAlive = 15 * time.Second
+
+// serveWatch streams what changes as server-sent events named "fleet". A version
+// of another process, or none, is answered with everything and the event "reset".
+func (m *Monitor) serveWatch(w http.ResponseWriter, r *http.Request) {
+	select {
+	case m.watchers <- struct{}{}:
+		defer func() { <-m.watchers }()
+	default:
+		w.Header().Set("Retry-After", "10")
+		http.Error(w, fmt.Sprintf("%d readers are watching already", maxWatchers), http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-store")
+	since, event := m.since(r.URL.Query().Get("since"))
+	flush := http.NewResponseController(w)
+	tick := time.NewTicker(updateEvery)
+	defer tick.Stop()
+	last := time.Now()
+	for first := true; ; first = false {
+		view := m.fleet.View()
+		switch {
+		case view.Version > since || first && event == "reset":
+			msg, err := m.message(view, since)
+			if err == nil {
+				err = writeEvent(w, event, msg)
+			}
+			if err != nil || flush.Flush() != nil {
+				return
+			}
+			since, event, last = view.Version, "fleet", time.Now()
+		case first || time.Since(last) > keepAlive:
+			if _, err := io.WriteString(w, ": nothing new\n\n"); err != nil || flush.Flush() != nil {
+				return
+			}
+			last = time.Now()
+		}
+		select {
+		case <-r.Context().Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// since reads a version that this process has given out.
+func (m *Monitor) since(text string) (version uint64, event string) {
+	boot, number, _ := strings.Cut(text, ".")
+	n, err := strconv.ParseUint(number, 10, 64)
+	if err != nil || boot != m.boot {
+		return 0, "reset"
+	}
+	return n, "fleet"
+}
+
+func writeEvent(w io.Writer, event string, value any) error {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "event: %s\ndata: %s\n\n", event, text)
+	return err
+}

@@ -1,0 +1,217 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package monitor
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/klog/v2"
+
+	"github.com/dynamig/dynamig/pkg/pool"
+)
+
+// Story is how one pod came to where it is, or why it waits.
+type Story struct {
+	Namespace   string                   `json:"namespace"`
+	Name        string                   `json:"name"`
+	UID         types.UID                `json:"uid"`
+	Node        string                   `json:"node,omitempty"`
+	Phase       v1.PodPhase              `json:"phase"`
+	Ending      bool                     `json:"ending,omitempty"`
+	Request     string                   `json:"request"`
+	Why         string                   `json:"why,omitempty"` // the scheduler's event, as long as the cluster keeps it
+	Places      []Place                  `json:"places,omitempty"`
+	Waiting     *WaitingPod              `json:"waiting,omitempty"`
+	Preparation *pool.PreparationPicture `json:"preparation,omitempty"`
+	Steps       []Step                   `json:"steps"`
+	Containers  []ContainerStory         `json:"containers"`
+	Events      []EventStory             `json:"events"`
+
+	// EventsMissing says why Events may lack some.
+	EventsMissing string `json:"eventsMissing,omitempty"`
+}
+
+// Place is one span that the pod has.
+type Place struct {
+	GPU   string           `json:"gpu"`
+	Index int32            `json:"index"`
+	Model string           `json:"model"`
+	Span  pool.SpanPicture `json:"span"`
+}
+
+// Step of a pod's way.
+type Step struct {
+	Name string    `json:"name"` // created, decided, published, bound, prepared, started
+	At   time.Time `json:"at"`
+	// From is whose clock it is: "monitor" saw it happen, to the millisecond; "api"
+	// is a time of an object, often of whole seconds.
+	From string `json:"from"`
+	// Seconds since the step before, where both are from the monitor.
+	Seconds *float64 `json:"seconds,omitempty"`
+}
+
+// ContainerStory is the state of one container that has devices, or not.
+type ContainerStory struct {
+	Name    string `json:"name"`
+	State   string `json:"state"` // waiting, running, terminated, or empty
+	Reason  string `json:"reason,omitempty"`
+	Message string `json:"message,omitempty"`
+	Restart int32  `json:"restarts,omitempty"`
+}
+
+// EventStory is one event of the pod.
+type EventStory struct {
+	At      time.Time `json:"at"`
+	Type    string    `json:"type"`
+	Reason  string    `json:"reason"`
+	Message string    `json:"message"`
+	From    string    `json:"from"`
+	Count   int32     `json:"count,omitempty"`
+}
+
+// eventsTimeout bounds the request for a pod's events; the story is told without
+// them when it is over.
+const eventsTimeout = 3 * time.Second
+
+// story is told from the view, the informer's pod, the journal and the events.
+func (m *Monitor) story(ctx context.Context, view *View, pod *v1.Pod) *Story {
+	s := &Story{
+		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Node: pod.Spec.NodeName, Phase: pod.Status.Phase,
+		Ending: pod.DeletionTimestamp != nil, Request: describeRequest(pod),
+		Containers: containersOf(pod), Events: []EventStory{},
+	}
+	for _, w := range view.Waiting {
+		if w.UID == pod.UID {
+			s.Waiting = w
+		}
+	}
+	for _, n := range view.Nodes {
+		s.find(n, pod.UID)
+	}
+	var err error
+	if s.Events, err = events(ctx, m.client, pod); err != nil {
+		klog.FromContext(ctx).V(2).Info("Events cannot be listed for the monitor", "pod", klog.KObj(pod), "err", err)
+		s.EventsMissing = "the events of the pod cannot be listed"
+	}
+	for _, e := range s.Events {
+		if e.Reason == "GPUsPlaced" {
+			s.Why = e.Message
+		}
+	}
+	s.Steps = stepsOf(pod, m.journal.stepsOf(pod.UID), s.Events)
+	return s
+}
+
+// find takes what one node's picture has of the pod.
+func (s *Story) find(n *Drawn, uid types.UID) {
+	for i := range n.GPUs {
+		g := &n.GPUs[i]
+		for j := range g.Spans {
+			if o := g.Spans[j].Owner; o != nil && o.UID == uid {
+				s.Places = append(s.Places, Place{GPU: g.UUID, Index: g.Index, Model: g.Model, Span: g.Spans[j]})
+			}
+		}
+	}
+	for i := range n.Preparations {
+		if n.Preparations[i].UID == uid {
+			s.Preparation = &n.Preparations[i]
+		}
+	}
+}
+
+func containersOf(pod *v1.Pod) []ContainerStory {
+	out := []ContainerStory{}
+	for _, c := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		story := ContainerStory{Name: c.Name, Restart: c.RestartCount}
+		switch {
+		case c.State.Running != nil:
+			story.State = "running"
+		case c.State.Waiting != nil:
+			story.State, story.Reason, story.Message = "waiting", c.State.Waiting.Reason, c.State.Waiting.Message
+		case c.State.Terminated != nil:
+			story.State, story.Reason, story.Message = "terminated", c.State.Terminated.Reason, c.State.Terminated.Message
+		}
+		out = append(out, story)
+	}
+	return out
+}
+
+// stepsOf joins what the journal saw with what the objects say.
+func stepsOf(pod *v1.Pod, seen steps, events []EventStory) []Step {
+	out := []Step{{Name: "created", At: pod.CreationTimestamp.Time, From: "api"}}
+	add := func(name string, monitor, api time.Time) {
+		switch {
+		case !monitor.IsZero():
+			out = append(out, Step{Name: name, At: monitor, From: "monitor"})
+		case !api.IsZero():
+			out = append(out, Step{Name: name, At: api, From: "api"})
+		}
+	}
+	var scheduled, prepared, started time.Time
+	if c := condition(pod, v1.PodScheduled); c != nil && c.Status == v1.ConditionTrue {
+		scheduled = c.LastTransitionTime.Time
+	}
+	for _, e := range events {
+		if e.Reason == "Prepared" {
+			prepared = e.At
+		}
+	}
+	for _, c := range pod.Status.ContainerStatuses {
+		if r := c.State.Running; r != nil && (started.IsZero() || r.StartedAt.Time.Before(started)) {
+			started = r.StartedAt.Time
+		}
+	}
+	add("decided", seen.decided, time.Time{})
+	add("published", seen.published, time.Time{})
+	bound := seen.bound
+	if !seen.watched {
+		bound = time.Time{}
+	}
+	add("bound", bound, scheduled)
+	if !seen.watched {
+		seen.prepared = time.Time{} // seen late: the event knows better
+	}
+	add("prepared", seen.prepared, prepared)
+	add("started", time.Time{}, started)
+	for i := 1; i < len(out); i++ {
+		if out[i].From == "monitor" && out[i-1].From == "monitor" {
+			took := out[i].At.Sub(out[i-1].At).Seconds()
+			out[i].Seconds = &took
+		}
+	}
+	return out
+}
+
+// events lists a pod's events, oldest first.
+func events(ctx context.Context, client kubernetes.Interface, pod *v1.Pod) ([]EventStory, error) {
+	ctx, cancel := context.WithTimeout(ctx, eventsTimeout)
+	defer cancel()
+	list, err := client.CoreV1().Events(pod.Namespace).List(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector("involvedObject.uid", string(pod.UID)).String(), Limit: 200,
+	})
+	if err != nil {
+		return []EventStory{}, err
+	}
+	out := make([]EventStory, 0, len(list.Items))
+	for i := range list.Items {
+		e := &list.Items[i]
+		story := EventStory{At: e.EventTime.Time, Type: e.Type, Reason: e.Reason, Message: e.Message, From: e.ReportingController, Count: e.Count}
+		if story.At.IsZero() {
+			story.At = e.FirstTimestamp.Time
+		}
+		if story.From == "" {
+			story.From = e.Source.Component
+		}
+		out = append(out, story)
+	}
+	slices.SortStableFunc(out, func(a, b EventStory) int { return a.At.Compare(b.At) })
+	return out, nil
+}

@@ -1,0 +1,143 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package monitor
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+)
+
+// WaitingPod is a GPU pod that is on no node.
+type WaitingPod struct {
+	Namespace string    `json:"namespace"`
+	Name      string    `json:"name"`
+	UID       types.UID `json:"uid"`
+	Scheduler string    `json:"scheduler"`
+	Created   time.Time `json:"created"`
+	Request   string    `json:"request"`           // in words
+	Message   string    `json:"message,omitempty"` // the scheduler's last word
+	Classes   []string  `json:"classes"`           // of the message, see Classes
+	Nominated string    `json:"nominated,omitempty"`
+	Gated     bool      `json:"gated,omitempty"` // by spec.schedulingGates: nobody tries to place it
+	Ending    bool      `json:"ending,omitempty"`
+}
+
+func waitingPod(pod *v1.Pod) *WaitingPod {
+	w := &WaitingPod{
+		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Scheduler: pod.Spec.SchedulerName,
+		Created: pod.CreationTimestamp.Time, Request: describeRequest(pod), Nominated: pod.Status.NominatedNodeName,
+		Gated: len(pod.Spec.SchedulingGates) > 0, Ending: pod.DeletionTimestamp != nil,
+	}
+	if c := condition(pod, v1.PodScheduled); c != nil && c.Status == v1.ConditionFalse {
+		w.Message = c.Message
+	}
+	w.Classes = classesOf(w)
+	return w
+}
+
+func condition(pod *v1.Pod, of v1.PodConditionType) *v1.PodCondition {
+	for i := range pod.Status.Conditions {
+		if pod.Status.Conditions[i].Type == of {
+			return &pod.Status.Conditions[i]
+		}
+	}
+	return nil
+}
+
+// describeRequest says what a pod asks for: "main: gpu 2, gpumem 8000".
+func describeRequest(pod *v1.Pod) string {
+	var parts []string
+	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			var asks []string
+			for _, name := range append([]v1.ResourceName{v1alpha1.ResourceGPU}, v1alpha1.RequestOnlyResources()...) {
+				if q, ok := list[i].Resources.Limits[name]; ok && !q.IsZero() {
+					asks = append(asks, fmt.Sprintf("%s %s", strings.TrimPrefix(string(name), "nvidia.com/"), q.String()))
+				}
+			}
+			if len(asks) > 0 {
+				parts = append(parts, list[i].Name+": "+strings.Join(asks, ", "))
+			}
+		}
+	}
+	for _, key := range []string{v1alpha1.AnnotationProfile, v1alpha1.AnnotationMode} {
+		if value := pod.Annotations[key]; value != "" {
+			parts = append(parts, strings.TrimPrefix(key, "nvidia.com/")+" "+value)
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+// class is a kind of reason for which a pod waits. There are few, so that they may
+// be label values.
+type class struct {
+	name string
+	says string // part of the message of kube-scheduler that tells it
+}
+
+// The classes of reasons, as texts of pkg/pool and kube-scheduler tell them; a test
+// holds them to the former.
+var classes = []class{
+	{"no_placement", "no free MIG placement"},
+	{"no_slot", "Insufficient nvidia.com/gpu"},
+	{"cannot_cut", "cannot be cut into"},
+	{"blocked", "foreign or stuck MIG instances"},
+	{"not_offered", "no GPU that takes new instances"},
+	{"mode", "no GPU in a mode that annotation"},
+	{"nominated", "room only for a nominated pod"},
+	{"no_gpunode", "had no GPUNode"},
+	{"node_changed", "a GPUNode of an earlier node"},
+	{"too_large", "no GPU in the cluster can be cut into that"},
+	{"too_large", "the largest node can hold"},
+	{"not_ready", "GPUNode API is not installed"},
+	{"not_ready", "GPUNodes are still being read"},
+	{"not_ready", "no node offers MIG instances yet"},
+}
+
+// Further classes, which no text tells.
+const (
+	classUntried = "untried" // the scheduler has not said anything yet
+	classGated   = "gated"
+	classOther   = "other" // reasons of other plugins, and mistakes in the pod
+)
+
+// Classes lists the values that label reason can have.
+func Classes() []string {
+	names := []string{classUntried, classGated, classOther}
+	for _, c := range classes {
+		names = append(names, c.name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func classesOf(w *WaitingPod) []string {
+	switch {
+	case w.Gated:
+		return []string{classGated}
+	case w.Message == "":
+		return []string{classUntried}
+	}
+	return classify(w.Message)
+}
+
+func classify(message string) []string {
+	var found []string
+	for _, c := range classes {
+		if strings.Contains(message, c.says) && !slices.Contains(found, c.name) {
+			found = append(found, c.name)
+		}
+	}
+	if len(found) == 0 {
+		return []string{classOther}
+	}
+	return found
+}
