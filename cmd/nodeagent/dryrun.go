@@ -30,6 +30,12 @@ func dryRun(ctx context.Context, o *options, out io.Writer) error {
 		return err
 	}
 	changes := &whatif.Changes{Say: func(change string) { fmt.Fprintln(out, "would", change) }}
+	if config.Reset != nil { // never the real one, even where the pretended driver asks for it
+		config.Reset = func(_ context.Context, gpu nvml.GPU) error {
+			changes.Say(fmt.Sprintf("reset GPU %d", gpu.Index))
+			return nil
+		}
+	}
 	open := config.Open
 	config.DryRun = true
 	config.Open = func() (nvml.Driver, error) {

@@ -54,6 +54,13 @@ const deviceConfig = `nvidia:
 
 const nodeConfig = `{"nodeconfig": [{"name": "node1", "operatingmode": "mig"}]}`
 
+// openDriver opens the driver of a simulated node; native_test.go may replace it,
+// and says so.
+var (
+	openDriver = func(root string) (nvml.Driver, error) { return sim.Open(root) }
+	overNative = false
+)
+
 // bench is a node with everything around the agent. The agent may be started and
 // stopped many times.
 type bench struct {
@@ -139,7 +146,7 @@ func (b *bench) start() {
 		Node: nodeName, StateDir: filepath.Join(b.dir, "state"),
 		DeviceConfig: filepath.Join(b.dir, "device-config.yaml"), NodeConfig: filepath.Join(b.dir, "config.json"),
 		Open: func() (nvml.Driver, error) {
-			d, err := sim.Open(b.root)
+			d, err := openDriver(b.root)
 			if err != nil {
 				return nil, err
 			}

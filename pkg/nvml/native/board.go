@@ -77,8 +77,9 @@ func (d *Driver) judge(id nvml.GPUID, err error) error {
 	return err
 }
 
-// each calls f with each GPU, in the library's order, until f returns an error. Lost
-// GPUs may have no handle or no UUID: those are passed over and counted.
+// each calls f with each GPU, in the library's order, until f returns an error. GPUs
+// that are lost, or that need a reset before anything else, are passed over and
+// counted: whether the library says so itself or f finds it out.
 func (d *Driver) each(f func(index int, id nvml.GPUID, device lib.Device) error) (lost int, err error) {
 	count, ret := d.lib.DeviceGetCount()
 	if err := check(ret, "counting GPUs"); err != nil {
@@ -90,14 +91,14 @@ func (d *Driver) each(f func(index int, id nvml.GPUID, device lib.Device) error)
 		if ret == lib.SUCCESS {
 			uuid, ret = device.GetUUID()
 		}
-		if ret == lib.ERROR_GPU_IS_LOST {
+		err := check(ret, "opening GPU %d", i)
+		if err == nil {
+			err = f(i, nvml.GPUID(uuid), device)
+		}
+		switch {
+		case errors.Is(err, nvml.ErrGPULost) || errors.Is(err, nvml.ErrResetRequired):
 			lost++
-			continue
-		}
-		if err := check(ret, "opening GPU %d", i); err != nil {
-			return lost, err
-		}
-		if err := f(i, nvml.GPUID(uuid), device); err != nil {
+		case err != nil:
 			return lost, err
 		}
 	}

@@ -35,12 +35,15 @@ func TestContractOverTheSimulation(t *testing.T) {
 // Whatever the simulation says of its GPUs, native says the same.
 func TestFactsAreThoseOfTheSimulation(t *testing.T) {
 	var gpus []sim.GPUSpec
-	for _, board := range boards {
-		gpus = append(gpus, sim.GPUSpec{Board: board, NUMANode: -1})
+	for i, board := range boards {
+		gpus = append(gpus, sim.GPUSpec{Board: board, NUMANode: i})
 	}
 	library := node(t, append(gpus, sim.GPUSpec{Product: "Tesla T4", MemoryMiB: 15360, NUMANode: -1},
 		sim.GPUSpec{Product: "GRID A100-10C", MemoryMiB: 10240, NUMANode: -1, VGPU: true})...)
-	native, err := facts.Record(open(t, library), facts.Source{})
+	d, err := OpenLibrary(library, library.Root())
+	must(t, err)
+	defer d.Close()
+	native, err := facts.Record(d, facts.Source{})
 	must(t, err)
 	simulated, err := facts.Record(library.Driver(), facts.Source{})
 	must(t, err)

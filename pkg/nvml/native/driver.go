@@ -6,10 +6,13 @@
 package native
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,9 +33,10 @@ type Driver struct {
 	lib  lib.Interface
 	root string // of the node's file system; "" is "/"
 
-	mu      sync.Mutex           // guards what follows; not held over library calls
-	boards  map[nvml.GPUID]board // what is known of each GPU
-	running int                  // methods that may be in the library now
+	mu      sync.Mutex              // guards what follows; not held over library calls
+	boards  map[nvml.GPUID]board    // what is known of each GPU
+	seen    map[nvml.GPUID]nvml.GPU // GPUs as they were listed last
+	running int                     // methods that may be in the library now
 	closed  bool
 }
 
@@ -73,7 +77,7 @@ func OpenLibrary(library lib.Interface, root string) (*Driver, error) {
 	if err := check(ret, "opening the library"); err != nil {
 		return nil, err
 	}
-	return &Driver{lib: library, root: root, boards: map[nvml.GPUID]board{}}, nil
+	return &Driver{lib: library, root: root, boards: map[nvml.GPUID]board{}, seen: map[nvml.GPUID]nvml.GPU{}}, nil
 }
 
 // Close implements nvml.Driver. The library is given back when the last call that
@@ -129,22 +133,35 @@ func (d *Driver) DriverVersion() (string, error) {
 	return version, check(ret, "reading driver version")
 }
 
-// GPUs implements nvml.Driver.
+// GPUs implements nvml.Driver. A GPU that is lost stays listed as it was, if this
+// session has seen it before; else it cannot be told which one it is.
 func (d *Driver) GPUs() ([]nvml.GPU, error) {
 	if err := d.begin(); err != nil {
 		return nil, fmt.Errorf("listing GPUs: %w", err)
 	}
 	defer d.end()
-	var gpus []nvml.GPU
-	_, err := d.each(func(index int, id nvml.GPUID, device lib.Device) error {
+	listed := map[nvml.GPUID]nvml.GPU{}
+	lost, err := d.each(func(index int, id nvml.GPUID, device lib.Device) error {
 		gpu, err := d.facts(index, id, device)
-		gpus = append(gpus, gpu)
+		if err == nil {
+			listed[id] = gpu
+		}
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing GPUs: %w", err)
 	}
-	return gpus, nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if lost > 0 {
+		for id, gpu := range d.seen {
+			if _, ok := listed[id]; !ok {
+				listed[id] = gpu
+			}
+		}
+	}
+	d.seen = listed
+	return slices.SortedFunc(maps.Values(listed), func(x, y nvml.GPU) int { return cmp.Compare(x.Index, y.Index) }), nil
 }
 
 // facts reads what does not change of a GPU.

@@ -8,6 +8,7 @@ package native
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -203,21 +204,37 @@ func TestGPUThatIsUnlikeOthersIsAnError(t *testing.T) {
 	}
 }
 
-// A lost GPU has no handle: the others are listed, and asking for it says why it
-// is not there.
+// A GPU that is lost or needs a reset does not hide the others, and stays listed
+// where it was seen before.
 func TestLostGPUDoesNotHideTheOthers(t *testing.T) {
-	library := node(t, sim.GPUSpec{Board: "A30-24GB", MIG: true}, sim.GPUSpec{Board: "A30-24GB", MIG: true})
-	d := open(t, library)
-	gpus, err := d.GPUs()
-	must(t, err)
-	library.Fault("DeviceGetHandleByIndex", 1, lib.ERROR_GPU_IS_LOST)
-	others, err := d.GPUs()
-	must(t, err)
-	if len(others) != 1 || others[0] != gpus[1] {
-		t.Errorf("GPUs %v; want the second only", others)
+	for _, c := range []struct {
+		call string
+		ret  lib.Return
+	}{
+		{"DeviceGetHandleByIndex", lib.ERROR_GPU_IS_LOST}, {"DeviceGetHandleByIndex", lib.ERROR_RESET_REQUIRED},
+		{"GetUUID", lib.ERROR_GPU_IS_LOST}, {"GetMemoryInfo", lib.ERROR_GPU_IS_LOST}, {"GetMigMode", lib.ERROR_GPU_IS_LOST},
+	} {
+		library := node(t, sim.GPUSpec{Board: "A30-24GB", MIG: true}, sim.GPUSpec{Board: "A30-24GB", MIG: true})
+		d := open(t, library)
+		library.Fault(c.call, 1, c.ret)
+		without, err := d.GPUs()
+		must(t, err)
+		gpus, err := d.GPUs()
+		must(t, err)
+		if len(gpus) != 2 || len(without) != 1 || without[0] != gpus[1] {
+			t.Errorf("%s %d: GPUs %v; want the second only", c.call, int(c.ret), without)
+		}
+		library.Fault(c.call, 1, c.ret)
+		again, err := d.GPUs()
+		must(t, err)
+		if diff := cmp.Diff(gpus, again); diff != "" {
+			t.Errorf("%s %d: GPUs once they were seen (-before +now):\n%s", c.call, int(c.ret), diff)
+		}
 	}
+	library := node(t, sim.GPUSpec{Board: "A30-24GB", MIG: true})
+	id := nvml.GPUID("GPU-x")
 	library.Fault("DeviceGetHandleByIndex", 1, lib.ERROR_GPU_IS_LOST)
-	_, err = d.Instances(gpus[0].ID)
+	_, err := open(t, library).Instances(id)
 	wantErr(t, err, nvml.ErrGPULost)
 }
 
@@ -637,5 +654,46 @@ func TestSessionThatIsLostIsOpenedAnew(t *testing.T) {
 	must(t, err)
 	if diff := cmp.Diff([]nvml.Instance{in}, got); diff != "" {
 		t.Errorf("instances in a new session (-want +got):\n%s", diff)
+	}
+}
+
+// Random creations and destructions, of GPU instances and compute instances: what
+// native lists is what there is.
+func TestRandomOperationsAreListedAsTheyAre(t *testing.T) {
+	for _, board := range boards {
+		d, library, id := one(t, board)
+		profiles, err := d.Profiles(id)
+		must(t, err)
+		random := rand.New(rand.NewPCG(7, uint64(len(board))))
+		for range 60 {
+			listed, err := d.Instances(id)
+			must(t, err)
+			truth, err := library.Driver().Instances(id)
+			must(t, err)
+			if len(truth)+len(listed) > 0 {
+				if diff := cmp.Diff(truth, listed); diff != "" {
+					t.Fatalf("%s: instances (-simulation +native):\n%s", board, diff)
+				}
+			}
+			p := profiles[random.IntN(len(profiles))]
+			switch choice := random.IntN(5); {
+			case choice < 2 || len(listed) == 0:
+				gi, err := d.CreateGPUInstance(id, p.ID, p.Starts[random.IntN(len(p.Starts))])
+				if err == nil && choice > 0 {
+					_, err = d.CreateComputeInstance(id, gi.GI)
+				}
+				if err != nil && !errors.Is(err, nvml.ErrInsufficientResources) {
+					t.Fatal(err)
+				}
+			default:
+				in := listed[random.IntN(len(listed))]
+				if in.CI != nvml.NoCI {
+					must(t, d.DestroyComputeInstance(id, in.GI, in.CI))
+				}
+				if choice < 4 {
+					must(t, d.DestroyGPUInstance(id, in.GI))
+				}
+			}
+		}
 	}
 }

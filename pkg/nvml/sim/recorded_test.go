@@ -111,3 +111,24 @@ func TestFactsAreCheckedStrictly(t *testing.T) {
 		}
 	}
 }
+
+// A file that is not one of ours is an error, never a panic, also when it is made
+// into a node.
+func FuzzFacts(f *testing.F) {
+	f.Add([]byte(`{"version":1,"driverVersion":"1","gpus":[{"product":"x","memoryMiB":1,"numaNode":0,"migCapable":true,"profiles":[
+		{"id":19,"enum":0,"name":"1g","memoryMiB":1,"computeSlices":1,"size":1,"starts":[0,1],"max":2}]}]}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		node, err := facts.Decode(text)
+		if err != nil {
+			return
+		}
+		if _, err := newState(FromFacts(node)); err != nil {
+			return
+		}
+		again, err := facts.Encode(node)
+		must(t, err)
+		if _, err := facts.Decode(again); err != nil {
+			t.Errorf("decoding what was encoded: %v", err)
+		}
+	})
+}

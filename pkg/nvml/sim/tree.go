@@ -223,6 +223,10 @@ func (n *Node) makeGPU(s *State, g GPU) error {
 	if err := n.makeFile(fmt.Sprintf("proc/driver/nvidia/gpus/%s/information", strings.ToLower(g.PCIBusID[4:])), text); err != nil {
 		return err
 	}
+	// The kernel's, not the driver's: where NUMA nodes are read on a real machine.
+	if err := n.makeFile(fmt.Sprintf("sys/bus/pci/devices/%s/numa_node", strings.ToLower(g.PCIBusID[4:])), fmt.Sprintln(g.NUMANode)); err != nil {
+		return err
+	}
 	return n.makeDevice(s, fmt.Sprintf("dev/nvidia%d", g.Minor), s.Majors.NVIDIA, g.Minor, 0o666)
 }
 

@@ -50,6 +50,9 @@ func New(root string) *Library {
 	return &Library{Interface: &mock.Interface{}, root: root, gpus: map[nvml.GPUID]*gpu{}}
 }
 
+// Root is the directory that stands for "/" of the simulated node.
+func (l *Library) Root() string { return l.root }
+
 // Fault makes the nth coming call of a method fail, once; methods of what hangs on
 // a GPU are named without it, such as "CreateComputeInstance", and Destroy is
 // "GpuInstance.Destroy" or "ComputeInstance.Destroy".
