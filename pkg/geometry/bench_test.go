@@ -87,3 +87,33 @@ func BenchmarkNewCatalogue(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkTableRebuild computes the scores of every state for another mix.
+func BenchmarkTableRebuild(b *testing.B) {
+	for _, c := range benchmarkCatalogues(b) {
+		b.Run(c.name, func(b *testing.B) {
+			mix := map[ProfileID]float64{}
+			for i, id := range c.fast.Common() {
+				mix[id] = float64(1 + i)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := c.fast.WithMix(mix); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkRepackCheck asks whether a fleet that may be repacked could hold one more
+// instance.
+func BenchmarkRepackCheck(b *testing.B) {
+	held := Kinds{G7: 9000, G4: 3000, G3: 9000, G2: 20000, G1Double: 5000, G1: 30000}
+	b.ReportAllocs()
+	for b.Loop() {
+		if !held.Add(Kinds{G3: 1}).Fit(40000) {
+			b.Fatal("it does not fit")
+		}
+	}
+}

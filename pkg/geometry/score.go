@@ -88,24 +88,49 @@ func choice(shares []share, state int) float64 {
 // values is V10 by state. Products are converted before they are added, so that
 // no processor fuses the two and all replicas compute the same.
 func values(shares []share, states int) []float64 {
+	after, ends := moves(shares, states)
 	value, next := make([]float64, states), make([]float64, states)
 	for range lookAhead {
+		from, entry := int32(0), 0
 		for state := range states {
 			sum := 0.0
-			for _, p := range shares {
+			for i := range shares {
 				best := value[state]
-				for _, w := range p.windows {
-					if state&w == 0 {
-						best = max(best, p.size+value[state|w])
+				for _, to := range after[from:ends[entry]] {
+					if v := shares[i].size + value[to]; v > best { // max would look for NaN
+						best = v
 					}
 				}
-				sum += float64(p.weight * best)
+				sum += float64(shares[i].weight * best)
+				from = ends[entry]
+				entry++
 			}
 			next[state] = sum
 		}
 		value, next = next, value
 	}
 	return value
+}
+
+// moves lists the states that a request can lead to: for each state and, in it,
+// each share those up to its end.
+func moves(shares []share, states int) (after []uint16, ends []int32) {
+	windows := 0
+	for i := range shares {
+		windows += len(shares[i].windows)
+	}
+	after, ends = make([]uint16, 0, states*windows), make([]int32, 0, states*len(shares))
+	for state := range states {
+		for i := range shares {
+			for _, w := range shares[i].windows {
+				if state&w == 0 {
+					after = append(after, uint16(state|w))
+				}
+			}
+			ends = append(ends, int32(len(after)))
+		}
+	}
+	return after, ends
 }
 
 // countFree is the number of windows that are free in a state.

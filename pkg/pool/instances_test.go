@@ -5,7 +5,9 @@ package pool
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -80,7 +82,7 @@ func TestSearchStaysFarBelowItsBound(t *testing.T) {
 	}
 	most, greedy, thorough, none := 0, 0, 0, 0
 	for _, fleet := range [][]string{{"A100-40GB"}, {"H100-80GB"}, {"A100-40GB", "H100-80GB"}, {"H100-80GB", "RTX-PRO-6000-96GB"}} {
-		for mix := range mixes {
+		for _, mix := range slices.Sorted(maps.Keys(mixes)) {
 			for round := range rounds {
 				v := crowded(t, chance, fleet, 1+round%7)
 				r := benchmarkRequest(randomDevices(chance, mix, 16, round%2 == 0)...)
@@ -115,7 +117,7 @@ func TestSearchStaysFarBelowItsBound(t *testing.T) {
 func TestSharesStayBelowTheBound(t *testing.T) {
 	chance := rand.New(rand.NewPCG(12, 16))
 	capacity := v1alpha1.ShareCapacity{Count: 10, MemoryMiB: 40960, Cores: 100}
-	for mix := range mixes {
+	for _, mix := range slices.Sorted(maps.Keys(mixes)) {
 		for round := range 4 {
 			v := crowded(t, chance, []string{"A100-40GB"}, 1+round%5)
 			node := *v.Node
