@@ -61,8 +61,23 @@ func FuzzOperations(f *testing.F) {
 			if o != want || m.Check(o) != nil {
 				t.Fatalf("after %#x: occupancy %v, rebuilt %v, %v", op, o, want, m.Check(o))
 			}
+			compareTable(t, c, o, Want{Percent: int(op) % 101, Oversize: op >= 0x80})
 		}
 	})
+}
+
+// compareTable holds a table against the search that fills it, which may have met
+// another occupancy of this state (I7).
+func compareTable(t *testing.T, c *Catalogue, o Occupancy, w Want) {
+	t.Helper()
+	var want []Choice
+	c.Choices(o, w, func(choice Choice) bool {
+		want = append(want, choice)
+		return true
+	})
+	if got := c.Table(w, ByScore).Choices(c.State(o)); !slices.Equal(got, want) {
+		t.Fatalf("Table.Choices(%v, %+v) = %+v, and Choices are %+v", o, w, got, want)
+	}
 }
 
 // operate does one operation: the upper two bits say which, the others to what.

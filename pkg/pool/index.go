@@ -28,6 +28,7 @@ type Index struct {
 	simple   bool // all nodes are
 	revision []int
 	plans    map[*Request][]indexed
+	prices   *Prices // of the requests in plans
 }
 
 // indexed is what a node has answered.
@@ -119,6 +120,10 @@ func (x *Index) cheapest(r *Request) (position int, c *geometry.Choice, cost int
 
 // look asks the nodes.
 func (x *Index) look(r *Request) (node int, plan Plan, ok bool) {
+	if x.prices != r.prices { // what was asked at others is not asked again
+		x.prices = r.prices
+		clear(x.plans)
+	}
 	plans := x.plans[r]
 	if plans == nil {
 		plans = make([]indexed, len(x.views))
