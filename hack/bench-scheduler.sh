@@ -27,10 +27,12 @@ export PATH=$tools:$PATH
 perf=$PWD/.build/perf
 results=$perf/$(date +%Y%m%dT%H%M%S)
 mkdir -p "$results"
+. hack/lock.sh
 began=$SECONDS
 echo "Building the benchmark; the first time takes about 7 minutes on 2 cores."
 (cd test/perf && go test -c -o "$perf/perf.test" . && go build -o "$perf/table" ./table)
 echo "benchmark ... $((SECONDS - began))s"
+flock -u 9
 
 # etcd waits for the disk with every write: a tmpfs takes that out.
 if [ -d /dev/shm ] && [ -w /dev/shm ]; then

@@ -111,6 +111,9 @@ func (v *View) plan(r *Request) (Plan, outcome) {
 
 // precheck rejects what needs no look at what is taken.
 func (v *View) precheck(r *Request) *Verdict {
+	if v.Node.offers && v.simple(r) && !v.replaced && !v.contested {
+		return nil // most of all
+	}
 	offers := func(g GPU) bool { return g.Offered || g.Shares != nil }
 	mode := func(g GPU) bool { return r.MIG && g.Offered || r.Share && g.Shares != nil }
 	selected := func(g GPU) bool { return mode(g) && r.Select.accept(&g) }

@@ -23,6 +23,7 @@ type Node struct {
 	index   map[string]int // GPU UUID to position in GPUs
 	runs    []run
 	simple  bool // takes instances only, and avoids none
+	offers  bool // takes new instances
 	avoids  bool // some place is avoided: see Pool.Avoid
 	refused map[types.UID]struct{}
 
@@ -69,10 +70,11 @@ type run struct {
 
 // divide finds the runs, and what decisions need to know of the node without pods.
 func (n *Node) divide() {
-	n.runs, n.simple, n.avoids = nil, true, false
+	n.runs, n.simple, n.avoids, n.offers = nil, true, false, false
 	blocked := false
 	for i := range n.GPUs {
 		g := &n.GPUs[i]
+		n.offers = n.offers || g.Offered
 		n.avoids = n.avoids || len(g.avoided) > 0 || g.avoidsShares
 		blocked = blocked || g.blocked.Mask != 0
 		n.simple = n.simple && g.Shares == nil && len(g.avoided) == 0

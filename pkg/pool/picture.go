@@ -163,7 +163,7 @@ func (p *Pool) Draw(obj *v1alpha1.GPUNode, pods []*v1.Pod) NodePicture {
 	if e == nil {
 		return Draw(obj, pods, &p.catalogues)
 	}
-	return draw(obj, e.now.Load().report, p.Ledger, pods)
+	return draw(obj, e.report.Load(), p.Ledger, pods)
 }
 
 func draw(obj *v1alpha1.GPUNode, node *Node, ledger *Ledger, pods []*v1.Pod) NodePicture {

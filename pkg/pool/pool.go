@@ -40,20 +40,16 @@ type Pool struct {
 	sizes   map[int]int                    // nodes, by the number of devices they can hold
 }
 
-// entry is a node.
+// entry is a node with its two newest views: nominated pods make kube-scheduler ask
+// for each node twice, with them and without. To find a view takes few steps: with
+// thousands of nodes each is a miss in the processor's caches.
 type entry struct {
 	shelf *shelf
-	now   atomic.Pointer[edition]
-}
-
-// edition is a node as one report shows it, with its two newest views: nominated
-// pods make kube-scheduler ask for each node twice, with them and without.
-type edition struct {
-	report *Node // without what is avoided
-	node   *Node
-
-	views [2]atomic.Pointer[keyedView]
+	node  atomic.Pointer[Node]
+	views [2]atomic.Pointer[View]
 	next  atomic.Uint32
+
+	report atomic.Pointer[Node] // without what is avoided
 }
 
 // Key names the content of a NodeInfo. Its generation alone does not: PodGroup
@@ -62,12 +58,6 @@ type edition struct {
 type Key struct {
 	Generation int64
 	Pods       int
-}
-
-type keyedView struct {
-	key      Key
-	revision uint64
-	view     *View
 }
 
 // New returns an empty pool.
@@ -103,7 +93,7 @@ func (p *Pool) Update(obj *v1alpha1.GPUNode) error {
 	node, err := NodeOf(obj, &p.catalogues)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if e, ok := p.nodes[obj.Name]; ok && e.now.Load().report.UID != obj.Status.NodeUID {
+	if e, ok := p.nodes[obj.Name]; ok && e.report.Load().UID != obj.Status.NodeUID {
 		delete(p.avoided, obj.Name)
 	}
 	if err != nil {
@@ -120,13 +110,16 @@ func (p *Pool) Update(obj *v1alpha1.GPUNode) error {
 func (p *Pool) put(node *Node) {
 	e, known := p.nodes[node.Name]
 	if known {
-		p.count(e.now.Load().report, -1)
+		p.count(e.report.Load(), -1)
 	} else {
 		e = &entry{shelf: p.shelf(node.Name)}
+	}
+	e.report.Store(node)
+	e.node.Store(node.avoiding(p.avoided[node.Name]))
+	if !known {
 		p.nodes[node.Name] = e
 		p.byName.Store(nil)
 	}
-	e.now.Store(&edition{report: node, node: node.avoiding(p.avoided[node.Name])})
 	p.count(node, 1)
 }
 
@@ -151,8 +144,7 @@ func (p *Pool) Avoid(h Holder) (again func()) {
 // applyAvoided replaces a node after a change of avoided. Its views go with it.
 func (p *Pool) applyAvoided(name string) {
 	if e, ok := p.nodes[name]; ok {
-		report := e.now.Load().report
-		e.now.Store(&edition{report: report, node: report.avoiding(p.avoided[name])})
+		e.node.Store(e.report.Load().avoiding(p.avoided[name]))
 	}
 }
 
@@ -169,7 +161,7 @@ func (p *Pool) remove(name string) {
 	if e, ok := p.nodes[name]; ok {
 		delete(p.nodes, name)
 		p.byName.Store(nil)
-		p.count(e.now.Load().report, -1)
+		p.count(e.report.Load(), -1)
 	}
 }
 
@@ -213,7 +205,7 @@ func (p *Pool) Node(name string) (*Node, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	if e, ok := p.nodes[name]; ok {
-		return e.now.Load().node, nil
+		return e.node.Load(), nil
 	}
 	return nil, p.broken[name]
 }
@@ -224,7 +216,7 @@ func (p *Pool) Nodes() []*Node {
 	defer p.mu.RUnlock()
 	out := make([]*Node, 0, len(p.nodes))
 	for _, e := range p.nodes {
-		out = append(out, e.now.Load().node)
+		out = append(out, e.node.Load())
 	}
 	return out
 }
@@ -237,17 +229,18 @@ func (p *Pool) CachedView(of *v1.Node, key Key, pods iter.Seq[*v1.Pod]) *View {
 	if e == nil {
 		return nil
 	}
-	now, revision := e.now.Load(), e.shelf.revision.Load()
-	for i := range now.views {
-		if kept := now.views[i].Load(); kept != nil && kept.key == key && kept.revision == revision {
-			return kept.view
+	node, revision := e.node.Load(), e.shelf.revision.Load()
+	for i := range e.views {
+		if kept := e.views[i].Load(); kept != nil && kept.key == key && kept.revision == revision && kept.Node == node {
+			return kept
 		}
 	}
 	// A change of the ledger between reading the revision and building makes the
 	// view newer than its name: it is then built again for the newer one.
-	view := p.View(now.node, pods, Scope{}, p.opts)
-	view.replaced = !now.node.Describes(of)
-	now.views[now.next.Add(1)%2].Store(&keyedView{key: key, revision: revision, view: view})
+	view := p.View(node, pods, Scope{}, p.opts)
+	view.replaced = !node.Describes(of)
+	view.key, view.revision = key, revision
+	e.views[e.next.Add(1)%2].Store(view)
 	return view
 }
 

@@ -19,6 +19,9 @@ import (
 type View struct {
 	Node *Node
 
+	key      Key // of a cached one, with revision
+	revision uint64
+
 	occupied []geometry.Occupancy // by position in Node.GPUs
 	taken    []Taken              // likewise, by software shares
 	cut      []geometry.State     // likewise, both as a state for instances: see stateOf

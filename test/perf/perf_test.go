@@ -26,6 +26,8 @@ func TestMain(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "Starting scheduler_perf: %v\n", err)
 		os.Exit(1)
 	}
+	// Whose times are collected one by one, in the workloads that ask for it.
+	benchmark.PluginNames = append(benchmark.PluginNames, dynamicmig.Name, dynamicmig.FitName)
 	os.Exit(m.Run())
 }
 

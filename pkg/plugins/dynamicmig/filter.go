@@ -16,7 +16,7 @@ import (
 
 // PreFilter parses the pod, once, and skips pods without our resources. It rejects
 // what no node of the cluster can ever hold with a sentence that names the field.
-func (pl *Plugin) PreFilter(_ context.Context, cs fwk.CycleState, pod *v1.Pod, _ []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
+func (pl *Plugin) PreFilter(_ context.Context, cs fwk.CycleState, pod *v1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
 	began := time.Now()
 	request, err := pl.pool.Parse(pod)
 	if err != nil {
@@ -31,7 +31,7 @@ func (pl *Plugin) PreFilter(_ context.Context, cs fwk.CycleState, pod *v1.Pod, _
 	if err := pl.pool.Possible(request); err != nil {
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
 	}
-	cs.Write(stateKey, &state{request: request, began: began})
+	cs.Write(stateKey, &state{request: request, measured: newMeasured(len(nodes)), began: began})
 	return nil, nil
 }
 
@@ -39,7 +39,8 @@ func (pl *Plugin) PreFilter(_ context.Context, cs fwk.CycleState, pod *v1.Pod, _
 // the pods that a dry run added and lacks those that it removed.
 func (pl *Plugin) PreFilterExtensions() fwk.PreFilterExtensions { return nil }
 
-// Filter asks the pool whether the pod fits the node. Pure; runs in parallel.
+// Filter asks the pool whether the pod fits the node. It writes nothing but what
+// Score will ask for; runs in parallel.
 func (pl *Plugin) Filter(_ context.Context, cs fwk.CycleState, _ *v1.Pod, ni fwk.NodeInfo) *fwk.Status {
 	s, err := readState(cs)
 	if err != nil {
@@ -49,9 +50,11 @@ func (pl *Plugin) Filter(_ context.Context, cs fwk.CycleState, _ *v1.Pod, ni fwk
 	if view == nil {
 		return status
 	}
-	if _, verdict := view.Measure(s.request); verdict != nil {
+	score, verdict := view.Measure(s.request)
+	if verdict != nil {
 		return statusOf(verdict)
 	}
+	s.measured.put(ni, score)
 	return nil
 }
 
@@ -96,6 +99,9 @@ func (pl *Plugin) Score(_ context.Context, cs fwk.CycleState, _ *v1.Pod, ni fwk.
 	s, err := readState(cs)
 	if err != nil {
 		return 0, fwk.AsStatus(err)
+	}
+	if score, ok := s.measured.get(ni); ok {
+		return -score, nil
 	}
 	view, status := pl.view(ni)
 	if view == nil {

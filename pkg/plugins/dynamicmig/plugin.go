@@ -137,9 +137,10 @@ const stateKey fwk.StateKey = Name
 // is written by Reserve and read by later extension points, which run one after
 // the other.
 type state struct {
-	request *pool.Request
-	began   time.Time // PreFilter
-	chosen  *choice
+	request  *pool.Request
+	measured *measured // by Filter
+	began    time.Time // PreFilter
+	chosen   *choice
 }
 
 // choice is what Reserve decided.

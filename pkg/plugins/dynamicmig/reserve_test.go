@@ -372,7 +372,7 @@ func TestPodGroupMemberSeesOneThatIsBoundAlready(t *testing.T) {
 		}
 		r.update(b.on(pod("first", "gpu=1 gpumem=20000"), strings.TrimPrefix(r.held(first), "n: ")).Obj())
 		g.cycles[1].state.Delete(stateKey) // so that it must choose
-		g.cycles[1].state.Write(stateKey, &state{request: must(r.plugin.pool.Parse(g.members[1]))})
+		g.cycles[1].state.Write(stateKey, &state{request: must(r.plugin.pool.Parse(g.members[1])), measured: newMeasured(1)})
 		if status := g.submit(1); !status.IsSuccess() {
 			t.Fatal(status)
 		}
