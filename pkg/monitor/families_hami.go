@@ -14,7 +14,8 @@ import (
 // totalCores is what HAMi registers for a GPU without scaling, in percent.
 const totalCores = 100
 
-// charged is what HAMi would say a GPU has given away: whole instances.
+// charged is what HAMi would say a GPU has given away: whole instances, and shares
+// as they were asked for.
 type charged struct {
 	bytes float64
 	cores int // percent
@@ -27,6 +28,13 @@ func chargedOn(g *pool.GPUPicture) charged {
 		if s := &g.Spans[i]; s.State.Owned() {
 			c.bytes += mib(s.MemoryMiB)
 			c.cores += cores(g, s)
+			c.count++
+		}
+	}
+	if g.Shares != nil {
+		for i := range g.Shares.Held {
+			c.bytes += mib(int(g.Shares.Held[i].MemoryMiB))
+			c.cores += int(g.Shares.Held[i].Cores)
 			c.count++
 		}
 	}
@@ -139,7 +147,7 @@ var hamiFamilies = []family{
 	hami("hami_gpu_core_limit_ratio", "Cores of the GPU in percent: 100.", "percent", hamiType, hamiGPU(allCores, deviceType)),
 	hami("hami_gpu_memory_allocated_bytes", "Memory given to pods.", "bytes", hamiCores, hamiGPU(usedBytes, deviceCores, deviceType)),
 	hami("hami_gpu_core_allocated_ratio", "Cores given to pods, in percent of the GPU.", "percent", hamiType, hamiGPU(coresGiven, deviceType)),
-	hami("hami_gpu_shared_count", "Instances of the GPU that pods have.", "instances", hamiType, hamiGPU(sharers, deviceType)),
+	hami("hami_gpu_shared_count", "Instances or software shares of the GPU that pods have.", "instances", hamiType, hamiGPU(sharers, deviceType)),
 	hami("hami_node_gpu_overview", "Memory given to pods, with the GPU's figures as labels.", "bytes",
 		[]string{"node", "device_uuid", "device_index", "device_cores", "device_memory_limit", "device_type"}, hamiGPU(usedBytes, deviceCores, memoryLimit, deviceType)),
 	hami("hami_node_gpu_memory_allocated_ratio", "Part of the GPU's memory that is given to pods, 0 to 1.", "ratio", hamiType, hamiGPU(memoryShare, deviceType)),
@@ -180,7 +188,7 @@ var legacyFamilies = []family{
 	legacy("GPUDeviceCoreLimit", "Cores of the GPU in percent: 100.", "percent", legacyType, hamiGPU(allCores, deviceType)),
 	legacy("GPUDeviceMemoryAllocated", "Memory given to pods.", "bytes",
 		[]string{"nodeid", "deviceuuid", "deviceidx", "devicecores", "devicetype"}, hamiGPU(usedBytes, usedCores, deviceType)),
-	legacy("GPUDeviceSharedNum", "Instances of the GPU that pods have.", "instances", legacyType, hamiGPU(sharers, deviceType)),
+	legacy("GPUDeviceSharedNum", "Instances or software shares of the GPU that pods have.", "instances", legacyType, hamiGPU(sharers, deviceType)),
 	legacy("GPUDeviceCoreAllocated", "Cores given to pods, in percent of the GPU.", "percent", legacyType, hamiGPU(coresGiven, deviceType)),
 	legacy("nodeGPUOverview", "Memory given to pods, with the GPU's figures as labels.", "bytes",
 		[]string{"nodeid", "deviceuuid", "deviceidx", "devicecores", "sharedcontainers", "devicememorylimit", "devicetype"},

@@ -176,7 +176,7 @@ func (j *Journal) countRefusal(was, is *v1.Pod, initial bool) {
 			return
 		}
 	}
-	for _, name := range classify(c.Message) {
+	for _, name := range Classify(c.Message) {
 		j.refusals.WithLabelValues(name).Inc()
 	}
 }

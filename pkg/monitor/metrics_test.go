@@ -207,8 +207,8 @@ func TestSlicesAddUp(t *testing.T) {
 			t.Errorf("%s has %v slices", uuid, sum)
 		}
 	}
-	if gpus != 24 {
-		t.Errorf("%d GPUs, want 24", gpus)
+	if gpus != 26 {
+		t.Errorf("%d GPUs, want 26", gpus)
 	}
 }
 

@@ -60,7 +60,7 @@ func describeRequest(pod *v1.Pod) string {
 			var asks []string
 			for _, name := range append([]v1.ResourceName{v1alpha1.ResourceGPU}, v1alpha1.RequestOnlyResources()...) {
 				if q, ok := list[i].Resources.Limits[name]; ok && !q.IsZero() {
-					asks = append(asks, fmt.Sprintf("%s %s", strings.TrimPrefix(string(name), "nvidia.com/"), q.String()))
+					asks = append(asks, fmt.Sprintf("%s %d", strings.TrimPrefix(string(name), "nvidia.com/"), q.Value()))
 				}
 			}
 			if len(asks) > 0 {
@@ -87,19 +87,26 @@ type class struct {
 // holds them to the former.
 var classes = []class{
 	{"no_placement", "no free MIG placement"},
+	{"no_placement", "neither a free MIG placement"},
+	{"no_share", "enough left to share"},
+	{"no_share", "enough of a GPU left to share"},
+	{"just_refused", "had just refused the only"},
 	{"no_slot", "Insufficient nvidia.com/gpu"},
-	{"cannot_cut", "cannot be cut into"},
+	{"cannot_hold", "cannot be cut into"},
+	{"cannot_hold", "cannot share GPUs as"},
+	{"cannot_hold", "can neither be cut into nor"},
 	{"blocked", "foreign or stuck MIG instances"},
 	{"not_offered", "no GPU that takes new instances"},
+	{"not_selected", "no GPU that the pod's annotations accept"},
 	{"mode", "no GPU in a mode that annotation"},
 	{"nominated", "room only for a nominated pod"},
 	{"no_gpunode", "had no GPUNode"},
 	{"node_changed", "a GPUNode of an earlier node"},
-	{"too_large", "no GPU in the cluster can be cut into that"},
+	{"too_large", "no GPU in the cluster can"},
 	{"too_large", "the largest node can hold"},
 	{"not_ready", "GPUNode API is not installed"},
 	{"not_ready", "GPUNodes are still being read"},
-	{"not_ready", "no node offers MIG instances yet"},
+	{"not_ready", "no node offers GPUs yet"},
 }
 
 // Further classes, which no text tells.
@@ -126,10 +133,11 @@ func classesOf(w *WaitingPod) []string {
 	case w.Message == "":
 		return []string{classUntried}
 	}
-	return classify(w.Message)
+	return Classify(w.Message)
 }
 
-func classify(message string) []string {
+// Classify names the kinds of reason that a message of kube-scheduler tells.
+func Classify(message string) []string {
 	var found []string
 	for _, c := range classes {
 		if strings.Contains(message, c.says) && !slices.Contains(found, c.name) {

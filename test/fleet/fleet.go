@@ -269,6 +269,9 @@ func (f *Fleet) run(pod *v1.Pod, s *v1alpha1.GPUNodeStatus) {
 		return
 	}
 	for _, span := range h.Spans {
+		if span.IsShare() {
+			continue
+		}
 		g := s.GPU(span.GPU)
 		g.Instances = slices.DeleteFunc(g.Instances, func(i v1alpha1.Instance) bool {
 			end := i.Start + sizeOf(s, g, i.ProfileID)

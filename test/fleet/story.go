@@ -157,6 +157,9 @@ func (f *Fleet) Trouble(names []string) error {
 			f.Refuse(pod, w.message)
 		}
 	}
+	if err := f.share(); err != nil {
+		return err
+	}
 	pod := f.Create(Pod{"inference", "embed-api-1b77d", 1, 4000})
 	if _, err := f.Bind(pod, names[0]); err != nil {
 		return err
@@ -164,6 +167,35 @@ func (f *Fleet) Trouble(names []string) error {
 	f.Change(names[0], func(s *v1alpha1.GPUNodeStatus) {
 		s.Pods = append(s.Pods, v1alpha1.PodPreparation{UID: pod.UID, Phase: v1alpha1.PodPreparing})
 	})
+	return nil
+}
+
+// share adds a node whose GPUs are shared in software, and pods on it.
+func (f *Fleet) share() error {
+	const name = "gpu-node-shared"
+	if err := f.AddNode(name, "A30-24GB", 2); err != nil {
+		return err
+	}
+	f.Change(name, func(s *v1alpha1.GPUNodeStatus) {
+		for i := range s.GPUs {
+			g := &s.GPUs[i]
+			g.Mode = v1alpha1.GPUMode{Wanted: v1alpha1.ModeHAMiCore, Current: v1alpha1.ModeHAMiCore}
+			g.Shares = &v1alpha1.ShareCapacity{Count: 10, MemoryMiB: g.MemoryMiB, Cores: 100}
+		}
+	})
+	for {
+		if n, err := f.Pool.Node(name); err != nil || n != nil && n.GPUs[0].Shares != nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	for _, mib := range []int64{8000, 6000, 4000, 12000, 9000} {
+		pod := f.Create(f.RandomPod(mib))
+		if ok, err := f.Bind(pod, name); err != nil || !ok {
+			return fmt.Errorf("placing a share on %s: %v, %w", name, ok, err)
+		}
+		f.Prepare(pod)
+	}
 	return nil
 }
 

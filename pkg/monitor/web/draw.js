@@ -1,0 +1,145 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Drawing of nodes and GPUs from the pictures of api/v1/fleet. All text goes through
+// textContent: names come from the cluster.
+
+/** el makes an element: el("span", {class: "x", title: "y"}, "text", child). */
+export function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.filter((c) => c !== null && c !== undefined && c !== false));
+  return node;
+}
+
+const stateWords = {
+  Used: "used by", Preparing: "being prepared for", Published: "published for", Assumed: "chosen for",
+  Idle: "idle, kept warm", Leaving: "being released", Foreign: "made by somebody else", Stuck: "stuck: it could not be destroyed yet",
+};
+
+/** size is the palette's class of a profile: by compute slices of the whole GPU. */
+export function size(span, gpu) {
+  const part = (span.compute || 1) / gpu.computeSlices;
+  if (part >= 0.99) return "c7";
+  if (gpu.computeSlices === 4) return span.compute >= 2 ? "c3" : "c1";
+  return { 1: "c1", 2: "c2", 3: "c3", 4: "c4" }[span.compute] || "c7";
+}
+
+const classOf = { Preparing: "preparing", Published: "assumed", Assumed: "assumed", Idle: "idle", Leaving: "leaving", Foreign: "foreign", Stuck: "stuck" };
+
+function place(node, start, length, whole) {
+  node.style.left = `calc(${(100 * start) / whole}%)`;
+  node.style.width = `calc(${(100 * length) / whole}% - 2px)`;
+}
+
+const ownerName = (o) => (o ? (o.name ? `${o.namespace}/${o.name}` : `pod ${o.uid}`) : "");
+
+/** block is one span as a button. */
+export function block(node, gpu, span, fresh) {
+  const owner = ownerName(span.owner);
+  const uses = (span.owner?.uses || []).filter((u) => !u.init).map((u) => u.container).join(", ");
+  const memory = span.memoryMiB ? `, ${(span.memoryMiB / 1024).toFixed(1)} GiB` : "";
+  const words = `${span.profile} at slice ${span.start}${memory}: ${stateWords[span.state] || span.state} ${owner}${uses ? `, container ${uses}` : ""}`.trim();
+  const b = el("button", {
+    type: "button", class: `span ${size(span, gpu)} ${classOf[span.state] || ""}${fresh ? " fresh" : ""}`,
+    "data-key": `${node.name}/${gpu.uuid}/${span.profileID}/${span.start}`, "data-pod": span.owner?.name ? owner : null,
+    "data-state": span.state, "data-profile": span.profile, "data-start": span.start,
+    "aria-label": `${words}. GPU ${gpu.index} of ${node.name}`, title: words,
+  }, el("span", { class: "profile" }, span.profile),
+  el("span", { class: "pod" }, span.owner?.name || { Idle: "idle", Foreign: "not ours", Stuck: "stuck" }[span.state] || ""));
+  place(b, span.start, span.size, gpu.memorySlices);
+  return b;
+}
+
+/** share is one software share as a button; at and whole are in MiB. */
+function share(node, gpu, s, at, whole) {
+  const owner = ownerName(s.owner);
+  const words = `${s.memoryMiB} MiB${s.cores ? `, ${s.cores}% of the cores` : ""}, shared in software: ${owner}`;
+  const b = el("button", {
+    type: "button", class: `span c2 ${classOf[s.state] || ""}`, "data-key": `${node.name}/${gpu.uuid}/share/${owner}/${at}`,
+    "data-pod": s.owner?.name ? owner : null, "data-state": s.state, "aria-label": `${words}. GPU ${gpu.index} of ${node.name}`, title: words,
+  }, el("span", { class: "profile" }, `${(s.memoryMiB / 1024).toFixed(1)}G`), el("span", { class: "pod" }, s.owner?.name || ""));
+  place(b, at, s.memoryMiB, whole);
+  return b;
+}
+
+/** bar is a GPU's row to scale. */
+export function bar(node, gpu, known) {
+  const shares = gpu.shares;
+  const row = el("div", { class: "bar", role: "group", "aria-label": `GPU ${gpu.index} of ${node.name}, ${left(gpu)}` });
+  row.style.setProperty("--slices", shares ? 1 : gpu.memorySlices);
+  if (shares) {
+    let at = 0;
+    for (const s of shares.held) {
+      row.append(share(node, gpu, s, at, shares.memoryMiB));
+      at += s.memoryMiB;
+    }
+    return row;
+  }
+  for (const span of gpu.spans || []) {
+    const key = `${node.name}/${gpu.uuid}/${span.profileID}/${span.start}/${span.state}`;
+    row.append(block(node, gpu, span, known && !known.has(key)));
+  }
+  return row;
+}
+
+export const spanKeys = (node) => new Set((node.gpus || []).flatMap((g) => (g.spans || []).map((s) => `${node.name}/${g.uuid}/${s.profileID}/${s.start}/${s.state}`)));
+
+/** left says what is free. */
+export function left(gpu) {
+  if (gpu.health !== "Healthy") return gpu.reason || "unhealthy";
+  if (gpu.mode.pending) return gpu.reason || "mode change pending";
+  if (gpu.shares) return `${(gpu.shares.freeMemoryMiB / 1024).toFixed(1)} GiB free, shared`;
+  if (!gpu.offered) return gpu.reason || "not offered";
+  if (!gpu.freeSlices) return "full";
+  return `${gpu.freeSlices} free, ${gpu.largestFree ? `up to ${gpu.largestFree}` : "nothing fits"}`;
+}
+
+function leftNode(gpu) {
+  const sick = gpu.health !== "Healthy" || gpu.mode.pending;
+  if (sick || gpu.shares || !gpu.offered || !gpu.freeSlices) return el("span", { class: "left", title: left(gpu) }, left(gpu));
+  return el("span", { class: `left${gpu.largestFree ? "" : " bad"}`, title: `${left(gpu)}; ${gpu.stranded} stranded; fragmentation ${gpu.fragmentation.toFixed(2)} slices` },
+    el("b", {}, `${gpu.freeSlices}`), el("span", {}, " free"), el("span", { class: "more" }, gpu.largestFree ? ` · ${gpu.largestFree}` : " · nothing fits"));
+}
+
+const bad = { ConfigInvalid: true, JournalLost: true, LibraryUnusable: true };
+
+export function badges(node) {
+  const out = [];
+  if (node.problem) out.push(el("span", { class: "badge bad", title: node.problem }, "unreadable"));
+  for (const c of node.conditions || []) {
+    if (c.type === "Ready" ? c.status !== "False" : c.status !== "True") continue;
+    const name = c.type === "Ready" ? `not ready: ${c.reason}` : c.type.replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
+    out.push(el("span", { class: `badge${bad[c.type] || c.type === "Ready" ? " bad" : ""}`, title: c.message, tabindex: "0" }, name));
+  }
+  const failing = (node.preparations || []).filter((p) => p.phase !== "Preparing");
+  if (failing.length) out.push(el("span", { class: "badge bad", title: failing.map((p) => `${p.name || p.uid}: ${p.phase}: ${p.reason || ""}`).join("\n"), tabindex: "0" }, `${failing.length} failing`));
+  return out;
+}
+
+const short = (model) => model.replace(/^NVIDIA /, "");
+
+/** header is a node's heading, which is always there. */
+export function header(node) {
+  const gpus = node.gpus || [];
+  const models = [...new Set(gpus.map((g) => short(g.model)))].join(", ");
+  const free = gpus.reduce((n, g) => n + g.freeSlices, 0);
+  const all = gpus.reduce((n, g) => n + (g.shares ? 0 : g.memorySlices), 0);
+  return el("header", {}, el("h2", {}, node.name), el("span", { class: "muted" }, gpus.length ? `${gpus.length}× ${models}` : ""), ...badges(node),
+    el("span", { class: "sum" }, all ? `${free} of ${all} slices free` : ""));
+}
+
+/** rows are a node's GPUs. */
+export function rows(node, known) {
+  if (node.problem) return [el("p", { class: "muted" }, node.problem)];
+  return (node.gpus || []).map((g) => {
+    const sick = g.health !== "Healthy";
+    return el("div", { class: `gpu${sick ? " sick" : ""}` },
+      el("span", { class: "index", title: `${g.uuid}, mode ${g.mode.current}${sick ? ", unhealthy" : ""}` }, `${g.index}`),
+      bar(node, g, known), leftNode(g));
+  });
+}
