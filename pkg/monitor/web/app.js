@@ -68,7 +68,7 @@ async function follow() {
 // events reads server-sent events. EventSource could not send a token.
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let parts = [];
+  let parts = [], event = "fleet";
   for (let rest = ""; ;) {
     const { done, value } = await reader.read();
     if (done) return;
@@ -78,8 +78,8 @@ async function* events(body) {
     parts = [];
     rest = lines.pop();
     for (const line of lines) {
-      if (line.startsWith("event: ")) events.name = line.slice(7);
-      else if (line.startsWith("data: ")) yield { event: events.name, data: line.slice(6) };
+      if (line.startsWith("event: ")) event = line.slice(7);
+      else if (line.startsWith("data: ")) yield { event, data: line.slice(6) };
     }
   }
 }
