@@ -61,6 +61,7 @@ type replayFlags struct {
 	format, share, oversize string
 	mode, output            string
 	warmup                  float64
+	learn                   bool
 }
 
 func newReplayCommand(s *screen) *cobra.Command {
@@ -83,6 +84,7 @@ func newReplayCommand(s *screen) *cobra.Command {
 	flags.StringVar(&f.mode, "mode", string(replay.Loss), "what does not fit is rejected (loss) or waits (queue)")
 	flags.Float64Var(&f.warmup, "warmup", 0, "part of the jobs that come first and are not measured, from 0 to below 1")
 	flags.StringVar(&f.oversize, "oversize", "Allow", "a larger profile where the smallest adequate one is not free: Allow or Never")
+	flags.BoolVar(&f.learn, "learn", true, "policy ours learns which profiles are asked for, as the scheduler does by default")
 	flags.StringVarP(&f.output, "output", "o", "table", "table or json")
 	for name, values := range map[string][]string{
 		"trace-format": {"csv", "openb"}, "openb-map": {"compute", "memory"}, "policy": append(replay.Policies(), "all"),
@@ -148,7 +150,7 @@ func (f *replayFlags) run(ctx context.Context, s *screen) error {
 	var results []*replay.Result
 	for _, policy := range f.policies {
 		opts := replay.Options{
-			Policy: policy, Mode: replay.Mode(f.mode), Warmup: f.warmup, NoOversize: f.oversize == "Never",
+			Policy: policy, Mode: replay.Mode(f.mode), Warmup: f.warmup, NoOversize: f.oversize == "Never", NoLearning: !f.learn,
 		}
 		progress := newProgress(s.err, policy, len(trace.Jobs))
 		opts.Progress = progress.show

@@ -59,6 +59,8 @@ func (f *Fleet) kind(c *class) (kind geometry.Kinds, can bool, err error) {
 	return kind, can, nil
 }
 
+func (b *bound) arrived(int) {}
+
 func (b *bound) choose(class int) ([]Spot, bool) {
 	return nil, b.can[class] && b.held.Add(b.kinds[class]).Fit(b.gpus)
 }

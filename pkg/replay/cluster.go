@@ -25,6 +25,9 @@ type policy interface {
 	gave(class int, spots []Spot) error
 }
 
+// learner is a policy that learns from the jobs that arrive.
+type learner interface{ learn(class int) }
+
 // gauge is what is measured at one moment.
 type gauge struct {
 	memory, compute int // slices that running jobs use
@@ -35,6 +38,8 @@ type gauge struct {
 
 // world is what jobs are placed in.
 type world interface {
+	// arrived tells that there is a new job.
+	arrived(class int)
 	// choose decides whether and where a job of this class can start.
 	choose(class int) (spots []Spot, ok bool)
 	// place starts it, as choose just said.
@@ -71,6 +76,12 @@ func newCluster(f *Fleet, classes []class) *cluster {
 }
 
 func (c *cluster) read() gauge { return c.now }
+
+func (c *cluster) arrived(class int) {
+	if p, ok := c.policy.(learner); ok {
+		p.learn(class)
+	}
+}
 
 func (c *cluster) choose(class int) ([]Spot, bool) { return c.policy.choose(class) }
 

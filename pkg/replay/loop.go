@@ -31,6 +31,9 @@ type Options struct {
 	// NoOversize makes policies refuse a job where only a larger profile than the
 	// smallest adequate one is free.
 	NoOversize bool
+	// NoLearning keeps policy ours at expecting all profiles alike. Otherwise it
+	// learns from the jobs that arrive, as the scheduler does where it is told to.
+	NoLearning bool
 	// Progress, where set, is called now and then with the number of jobs that have
 	// arrived.
 	Progress func(arrived int)
@@ -68,7 +71,7 @@ func Run(ctx context.Context, f *Fleet, jobs []Job, opts Options) (*Result, erro
 		opts.clock = time.Now
 	}
 	classes, of := f.classes(jobs, !opts.NoOversize)
-	w, err := newWorld(f, classes, opts.Policy)
+	w, err := newWorld(f, classes, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -161,6 +164,7 @@ func (r *run) arrive(job int) error {
 	}
 	r.meter.arrived(job, r.slices(job))
 	class := r.of[job]
+	r.world.arrived(class)
 	fits, err := false, error(nil)
 	if r.opts.Mode == Loss || !r.dead[class] {
 		fits, err = r.start(job, now)

@@ -10,22 +10,34 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/geometry"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
-// ours is the scheduler: pkg/pool decides.
+// ours is the scheduler: pkg/pool decides, with scores for the mix of requests that
+// it has learned from the jobs that have arrived.
 type ours struct {
 	fleet    *Fleet
-	requests []*pool.Request // by class
+	requests []*pool.Request // by class, at the prices of the moment
 	index    *pool.Index
+
+	mix        *pool.Mix // nil where it does not learn
+	prices     *pool.Prices
+	catalogues []*geometry.Catalogue
 
 	// What was chosen last.
 	node int
 	plan pool.Plan
 }
 
-func newOurs(f *Fleet, classes []class) (*ours, error) {
+func newOurs(f *Fleet, classes []class, learn bool) (*ours, error) {
 	o := &ours{fleet: f, index: pool.NewIndex(f.nodes)}
+	if learn {
+		o.mix = pool.NewMix(nil)
+	}
+	for _, m := range f.models {
+		o.catalogues = append(o.catalogues, m.catalogue)
+	}
 	for i := range classes {
 		r, err := pool.Parse(classes[i].pod(), pool.Options{NoOversize: !classes[i].want.Oversize})
 		if err != nil {
@@ -52,6 +64,21 @@ func (c *class) pod() *v1.Pod {
 	}
 	pod.Spec.Containers = []v1.Container{{Name: "job", Resources: v1.ResourceRequirements{Limits: limits}}}
 	return pod
+}
+
+// learn sees a job, and computes prices anew where that moves the mix. The
+// scheduler does this beside its decisions, a moment later.
+func (o *ours) learn(class int) {
+	if o.mix == nil {
+		return
+	}
+	if o.mix.See(o.requests[class]); !o.mix.Moved() {
+		return
+	}
+	o.prices = o.mix.Prices(o.catalogues, o.prices)
+	for i, r := range o.requests {
+		o.requests[i] = r.At(o.prices)
+	}
 }
 
 func (o *ours) choose(class int) ([]Spot, bool) {

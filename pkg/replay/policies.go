@@ -25,14 +25,15 @@ func Policies() []string {
 }
 
 // newWorld makes an idle fleet under a policy.
-func newWorld(f *Fleet, classes []class, name string) (world, error) {
+func newWorld(f *Fleet, classes []class, opts Options) (world, error) {
+	name := opts.Policy
 	if name == Repack {
 		return newBound(f, classes)
 	}
 	c := newCluster(f, classes)
 	switch name {
 	case Ours:
-		o, err := newOurs(f, classes)
+		o, err := newOurs(f, classes, !opts.NoLearning)
 		if err != nil {
 			return nil, err
 		}

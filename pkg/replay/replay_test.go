@@ -457,3 +457,27 @@ func TestResultNames(t *testing.T) {
 		t.Errorf("the result is\n%s\nwant\n%s", text, want)
 	}
 }
+
+// TestOursLearnsTheMix: after many jobs of 2g, a 1g leaves their places free.
+func TestOursLearnsTheMix(t *testing.T) {
+	f := fleet(t, "1x1xH100-80GB")
+	var lines []string
+	for i := range 200 {
+		lines = append(lines, fmt.Sprintf("%d,0.5,,2g.20gb,,", i))
+	}
+	jobs := trace(t, f, append(lines, "300,,,1g.10gb,,")...)
+	for _, tc := range []struct {
+		alike bool
+		want  int
+	}{{false, 6}, {true, 4}} {
+		start := -1
+		replayed(t, f, jobs, Options{NoLearning: tc.alike, watch: func(e event, job int, spots []Spot) {
+			if e == started && job == len(jobs)-1 {
+				start = spots[0].Start
+			}
+		}})
+		if start != tc.want {
+			t.Errorf("NoLearning %v: the 1g is at %d, want %d", tc.alike, start, tc.want)
+		}
+	}
+}
