@@ -43,8 +43,11 @@ func run(ctx context.Context) error {
 	flag.Parse()
 
 	began := time.Now()
-	m, err := p.measure(ctx, func(done, all int) { fmt.Fprintf(os.Stderr, "\r%d of %d runs", done, all) })
-	fmt.Fprintln(os.Stderr)
+	m, err := p.measure(ctx, func(done, all int) {
+		if done*10/all != (done-1)*10/all {
+			fmt.Fprintf(os.Stderr, "%d of %d runs\n", done, all)
+		}
+	})
 	if err != nil {
 		return err
 	}

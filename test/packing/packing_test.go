@@ -101,7 +101,7 @@ func TestWholeWay(t *testing.T) {
 		if err != nil {
 			t.Fatalf("the plot is no XML: %v", err)
 		}
-		if e, ok := token.(xml.StartElement); ok && e.Name.Local == "rect" {
+		if e, ok := token.(xml.StartElement); ok && (e.Name.Local == "rect" || e.Name.Local == "path") {
 			bars++
 		}
 	}
