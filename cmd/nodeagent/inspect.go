@@ -127,6 +127,7 @@ func runCheck(ctx context.Context, args []string, out, usage io.Writer) error {
 	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root `directory`")
 	flags.StringVar(&o.cdiDir, "cdi-dir", cdi.DefaultPath, "`directory` of CDI files that the container runtime reads")
 	flags.StringVar(&o.procDir, "proc-dir", "/proc", "proc file system that shows all processes of the node, a `directory`")
+	flags.StringVar(&o.cdiHook, "cdi-hook", "/usr/bin/nvidia-cdi-hook", "with --driver=native: `program` of the NVIDIA container toolkit that the container runtime runs, a path on the host")
 	flags.StringVar(&etc, "etc-dir", "/etc", "`directory` of the node's configuration files")
 	flags.StringVar(&output, "o", "text", "`text or json`")
 	if err := parseAll(flags, args); err != nil {
@@ -138,6 +139,9 @@ func runCheck(ctx context.Context, args []string, out, usage io.Writer) error {
 	node := nodecheck.Node{
 		Open: o.openChecked, Capabilities: o.capabilities(), Openers: openersOf(o.procDir), UID: os.Getuid(),
 		CDIDir: o.cdiDir, KubeletDir: o.kubeletDir, EtcDir: etc, Name: o.nodeName,
+	}
+	if o.driver == driverNative {
+		node.HookPath = o.cdiHook
 	}
 	if o.kubeconfig != "" {
 		config, err := o.client()

@@ -27,6 +27,7 @@ type Node struct {
 	CDIDir       string
 	KubeletDir   string
 	EtcDir       string // "/etc", for the configuration of the container runtime
+	HookPath     string // the program that CDI hooks run; "" where none is used
 
 	// Name and Client are of the Node object; a nil Client is not asked.
 	Name   string
@@ -182,6 +183,20 @@ func (n *Node) devices(r *report) {
 		}
 	}
 	r.add(OK, "devices", "The driver's control devices are there.")
+	n.hook(r)
+}
+
+// hook looks for the container toolkit's program. Where the check runs in a pod the
+// host's programs may not be seen, so its absence is no proof.
+func (n *Node) hook(r *report) {
+	if n.HookPath == "" {
+		return
+	}
+	if _, err := os.Stat(n.HookPath); err != nil {
+		r.add(Note, "toolkit", "%s is not seen from here, and the container runtime runs it for each container with a GPU; make sure that the host has nvidia-container-toolkit-base, or give --cdi-hook.", n.HookPath)
+		return
+	}
+	r.add(OK, "toolkit", "%s is there.", n.HookPath)
 }
 
 // cdi looks whether CDI files can be written.

@@ -155,6 +155,7 @@ func TestWhatIsInTheWayIsFound(t *testing.T) {
 		{"no capabilities", nil, remove("ROOT/proc/driver/nvidia/capabilities"), Problem, "mount the host's /proc/driver/nvidia"},
 		{"no uvm", nil, remove("ROOT/dev/nvidia-uvm"), Problem, "nvidia-modprobe -c 0 -u"},
 		{"no device numbers", nil, remove("ROOT/proc/devices"), Problem, "load the kernel modules"},
+		{"no container toolkit", nil, func(_ *testing.T, g *good) { g.HookPath = g.dir + "/hook" }, Note, "nvidia-container-toolkit-base"},
 		{"a CDI directory that is a file", nil, func(t *testing.T, g *good) { g.write(t, "cdi", "") }, Problem, "another --cdi-dir"},
 		{"no kubelet", nil, func(_ *testing.T, g *good) { g.KubeletDir += "/x" }, Problem, "start kubelet"},
 		{"NVIDIA's device plugin", nil, func(t *testing.T, g *good) { g.write(t, "kubelet/device-plugins/nvidia-gpu.sock", "") }, Problem, "remove its DaemonSet"},
