@@ -131,9 +131,10 @@ type Agent struct {
 
 	ready chan struct{} // closed when hardware and journal have been read
 
-	calls  atomic.Uint64 // driver calls of workers so far
-	began  time.Time     // when Run was called
-	opened int           // sessions opened when the GPUs were listed last; manage's own
+	ears   sync.WaitGroup // of what listens to GPUs; ends with the session
+	calls  atomic.Uint64  // driver calls of workers so far
+	began  time.Time      // when Run was called
+	opened int            // sessions opened when the GPUs were listed last; manage's own
 
 	// Each has room for one: who sends means "look again".
 	rearrange  chan struct{} // what is known of the GPUs
@@ -235,7 +236,9 @@ func (a *Agent) Run(ctx context.Context, slots Slots) error {
 		})
 	}
 	err := g.Wait()
-	return errors.Join(err, a.journal.commit(), a.session.close())
+	err = errors.Join(err, a.journal.commit(), a.session.close())
+	a.waitForEars()
+	return err
 }
 
 // signal tells a loop to look again; it never waits.

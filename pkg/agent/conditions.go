@@ -37,6 +37,7 @@ func (f *findings) conditions() []metav1.Condition {
 		{v1alpha1.ConditionConfigInvalid, reasonConfigInvalid, lines(f.invalid)},
 		{v1alpha1.ConditionConfigMismatch, "Mismatch", f.mismatches()},
 		{v1alpha1.ConditionForeignInstances, "Found", f.foreign()},
+		{v1alpha1.ConditionHardwareFailing, "Failing", f.failing()},
 		{v1alpha1.ConditionJournalLost, "Rebuilt", f.lostJournal()},
 		{v1alpha1.ConditionLibraryUnusable, "Unusable", f.libraryTrouble()},
 		{v1alpha1.ConditionModePending, "Pending", f.modesPending()},
@@ -123,6 +124,20 @@ func (f *findings) foreign() []string {
 	return out
 }
 
+// failing says which GPUs and instances cannot be used.
+func (f *findings) failing() []string {
+	var out []string
+	for i := range f.states {
+		if why := f.states[i].unhealthy; why != "" {
+			out = append(out, fmt.Sprintf("GPU %d: %s.", f.inventory.gpus[i].Index, why))
+		}
+		for _, why := range lines(strings.TrimSuffix(f.states[i].sickWhy, "\n")) {
+			out = append(out, why+"; it is destroyed once its pod has ended.")
+		}
+	}
+	return out
+}
+
 // lostJournal is said for as long as there are instances that might be ours.
 func (f *findings) lostJournal() []string {
 	if f.lost == "" || len(f.foreign()) == 0 {
@@ -168,6 +183,7 @@ func (f *findings) health() string {
 		}
 	}
 	count("unhealthy", func(s *state) bool { return s.unhealthy != "" })
+	count("with failing instances", func(s *state) bool { return len(s.sick) > 0 })
 	count("mode pending", func(s *state) bool { return s.modeWhy != "" })
 	count("with stuck instances", func(s *state) bool { return has(s, v1alpha1.InstanceStuck) })
 	count("with foreign instances", func(s *state) bool { return has(s, v1alpha1.InstanceForeign) })

@@ -25,6 +25,7 @@ const (
 	reasonRefused           = "Refused"           // on a pod: final
 	reasonNotPlaced         = "NotPlaced"         // on a pod: not by dynamig's scheduler
 	reasonAllocationChanged = "AllocationChanged" // on a pod: ignored
+	reasonUnhealthy         = "DeviceUnhealthy"   // on a pod: the hardware reports an error
 	reasonConfigInvalid     = "ConfigInvalid"     // on the node
 )
 

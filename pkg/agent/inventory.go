@@ -212,6 +212,9 @@ func (a *Agent) workerFor(ctx context.Context, gpu nvml.GPU, mode string, newSes
 		kick: make(chan struct{}, 1), first: make(chan struct{}), done: make(chan struct{}),
 		troubles: troubles{least: a.config.Timing.RetryLeast, most: a.config.Timing.RetryMost, all: map[task]trouble{}},
 		reused:   map[v1alpha1.Span]bool{},
+		sick:     map[v1alpha1.Span]sickness{},
+		ears:     &a.ears,
+		serial:   make(chan struct{}, 1),
 	}
 	if old := a.retired[gpu.ID]; old != nil {
 		w.after = old.done

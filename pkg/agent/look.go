@@ -28,6 +28,7 @@ func (w *worker) look(ctx context.Context) {
 		return
 	}
 	w.failure = w.read(ctx)
+	w.diagnose(ctx, unread)
 	if w.failure == nil {
 		w.failures = 0
 		w.nextLook = now.Add(w.timing.Check)

@@ -6,6 +6,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -18,7 +19,11 @@ import (
 func (w *worker) publish(s *situation) {
 	next := state{
 		model: w.model, mode: w.mode, modeWhy: w.modeWhy,
-		unhealthy: w.unhealthy(), lost: errors.Is(w.failure, nvml.ErrGPULost), instances: w.instances(s),
+		unhealthy: w.unhealthy(), broken: errors.Is(w.failure, nvml.ErrGPULost) || w.broken.why != "", instances: w.instances(s),
+	}
+	next.sick = slices.SortedFunc(maps.Keys(w.sick), compareSpans)
+	for _, span := range next.sick {
+		next.sickWhy += w.sick[span].why + "\n"
 	}
 	w.mu.Lock()
 	news, learned := !next.equal(&w.state), next.model != w.state.model || next.mode != w.state.mode
@@ -37,7 +42,8 @@ func (w *worker) publish(s *situation) {
 
 func (s *state) equal(other *state) bool {
 	return s.model == other.model && s.mode == other.mode && s.modeWhy == other.modeWhy &&
-		s.unhealthy == other.unhealthy && s.lost == other.lost && slices.Equal(s.instances, other.instances)
+		s.unhealthy == other.unhealthy && s.broken == other.broken && s.sickWhy == other.sickWhy &&
+		slices.Equal(s.instances, other.instances) && slices.Equal(s.sick, other.sick)
 }
 
 // unhealthy says why the GPU cannot be used. A call that fails now and then, as
@@ -45,7 +51,7 @@ func (s *state) equal(other *state) bool {
 func (w *worker) unhealthy() string {
 	switch {
 	case w.failure == nil:
-		return ""
+		return w.broken.why
 	case errors.Is(w.failure, nvml.ErrGPULost):
 		return "the GPU is lost; reset it or reboot the node"
 	case w.failures >= 3 || w.model == nil:

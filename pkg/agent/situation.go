@@ -21,6 +21,7 @@ type situation struct {
 	wants []want  // in the order in which they are served
 	due   func(task) bool
 	stuck func(v1alpha1.Span) bool
+	sick  func(v1alpha1.Span) bool // the hardware reports an error of the instance
 
 	off     bool   // nothing can be created: MIG mode is off
 	refusal string // and nothing ever will: why
@@ -107,7 +108,7 @@ func (s *situation) refuseAll() step {
 // leftover reports whether an idle instance has to go although nothing needs its
 // place: it is not whole, or its destruction has begun, or was tried for long.
 func (s *situation) leftover(f *found) bool {
-	return f.idle() && (s.retire || !f.Whole() || f.record.State == destroying || s.stuck(f.span)) &&
+	return f.idle() && (s.retire || s.sick(f.span) || !f.Whole() || f.record.State == destroying || s.stuck(f.span)) &&
 		!slices.ContainsFunc(s.wants, func(w want) bool { return w.span == f.span })
 }
 
@@ -122,6 +123,8 @@ func (s *situation) serve(w want) step {
 	switch {
 	case !f.ours:
 		return s.foreign(w, &f)
+	case f.idle() && s.sick(f.span):
+		return s.remove(w, &f)
 	case f.idle():
 		return step{act: take, target: f}
 	case f.record.Owner != w.owner, f.ready():
@@ -131,6 +134,14 @@ func (s *situation) serve(w want) step {
 	default:
 		return step{act: confirm, target: f}
 	}
+}
+
+// remove destroys an idle instance before a want is served, when it is due.
+func (s *situation) remove(w want, f *found) step {
+	if w.terminating || !s.due(task{span: f.span, remove: true}) {
+		return step{}
+	}
+	return step{act: destroy, target: *f}
 }
 
 // foreign refuses a want whose place somebody else has taken. A pod that was

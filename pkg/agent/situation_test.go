@@ -145,6 +145,7 @@ func TestNextStep(t *testing.T) {
 			model, wants := a100(t), wantsOf(t, c.wants)
 			all, _ := match(hardwareOf(t, c.hardware), journalOf(t, c.journal), wants, model)
 			s := situation{
+				sick:  func(v1alpha1.Span) bool { return false },
 				model: model, found: all, wants: wants,
 				due:   func(task) bool { return true },
 				stuck: func(v1alpha1.Span) bool { return false },
@@ -160,6 +161,7 @@ func TestAStepThatIsNotDueDoesNotHoldUpOthers(t *testing.T) {
 	model, wants := a100(t), wantsOf(t, "2g.10gb@0=a 1g.5gb@6=b")
 	all, _ := match(hardwareOf(t, "1g.5gb@1"), journalOf(t, "1g.5gb@1"), wants, model)
 	s := situation{
+		sick:  func(v1alpha1.Span) bool { return false },
 		model: model, found: all, wants: wants,
 		due:   func(k task) bool { return !k.remove },
 		stuck: func(v1alpha1.Span) bool { return false },

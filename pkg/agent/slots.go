@@ -108,13 +108,15 @@ func (o *ownerView) gpus() []string {
 // hold, or do hold if that is more after a change of configuration, plus the slots
 // that pods hold without a place on one of these: pods of lost GPUs, refused ones,
 // and those that were not placed. So a lost GPU takes away free slots only. It also
-// returns the pods with a placement on a lost GPU. A GPU that is unhealthy for
-// other reasons may come back, and kubelet would not admit such a pod again.
+// returns the pods with a placement on a GPU that stays broken until it is reset,
+// or with an instance of which the hardware reports an error. A GPU that is unhealthy
+// for other reasons may come back, and kubelet would not admit such a pod again.
 func (a *Agent) capacity() (devices int, unhealthy []types.UID) {
 	a.mu.Lock()
 	inv := a.inventory
 	a.mu.Unlock()
 	most, lost, held := map[string]int{}, map[string]bool{}, map[string]int{}
+	ill := map[v1alpha1.Span]bool{}
 	if inv != nil {
 		for i := range inv.gpus {
 			gpu := &inv.gpus[i]
@@ -126,7 +128,10 @@ func (a *Agent) capacity() (devices int, unhealthy []types.UID) {
 			default:
 				most[string(gpu.ID)] = pool.Devices(inv.catalogues[gpu.Name])
 			}
-			lost[string(gpu.ID)] = view.lost
+			lost[string(gpu.ID)] = view.broken
+			for _, span := range view.sick {
+				ill[span] = true
+			}
 		}
 	}
 	for _, o := range a.owners.view() {
@@ -137,6 +142,9 @@ func (a *Agent) capacity() (devices int, unhealthy []types.UID) {
 				elsewhere--
 			}
 			sick = sick || lost[gpu]
+		}
+		for _, span := range o.spans {
+			sick = sick || ill[span]
 		}
 		devices += max(0, elsewhere)
 		if sick {

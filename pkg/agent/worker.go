@@ -38,6 +38,7 @@ type worker struct {
 	timing  Timing
 	metrics *metrics
 	calls   *atomic.Uint64    // is told each driver call
+	ears    *sync.WaitGroup   // of what listens to the GPU
 	changed func(urgent bool) // the report should look again
 	learned func()            // what is known of the GPUs should be put together anew
 	stop    func()            // ends run
@@ -47,12 +48,15 @@ type worker struct {
 	done  chan struct{} // closed when run has returned
 	after chan struct{} // run begins when it is closed: the GPU had a worker before; may be nil
 
+	serial chan struct{} // with room for one; full over each driver call that names the GPU (I5)
+
 	mu      sync.Mutex // guards what follows
 	gpu     nvml.GPU
-	wanted  string // mode
-	stale   bool   // look at the hardware in the next pass
-	unread  bool   // and read the profiles anew
-	calling string // the driver call that runs, empty when none does
+	wanted  string       // mode
+	stale   bool         // look at the hardware in the next pass
+	unread  bool         // and read the profiles anew
+	heard   []nvml.Event // that were not diagnosed yet
+	calling string       // the driver call that runs, empty when none does
 	since   time.Time
 	state   state
 
@@ -71,6 +75,8 @@ type worker struct {
 	resets    int                    // that did not help, in a row
 	resetWhy  string                 // why the last one did not
 	reused    map[v1alpha1.Span]bool // instances that were there before their pod
+	broken    breakdown
+	sick      map[v1alpha1.Span]sickness
 }
 
 // state is what the report shows of a GPU. It is replaced, never changed.
@@ -79,8 +85,10 @@ type state struct {
 	mode      nvml.MIGMode
 	modeWhy   string
 	unhealthy string // why, empty when healthy
-	lost      bool   // the GPU is gone until it is reset
+	broken    bool   // it stays so until it is reset: what is on it cannot be used
 	instances []v1alpha1.Instance
+	sick      []v1alpha1.Span // by start; instances that cannot be used
+	sickWhy   string          // why, one line each
 }
 
 // maxSteps ends a pass that makes no progress, which would be a bug. A GPU has at
@@ -98,6 +106,7 @@ func (w *worker) run(ctx context.Context) {
 		case <-w.after:
 		}
 	}
+	w.ears.Go(func() { w.watchXIDs(ctx) })
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var first sync.Once
@@ -166,6 +175,12 @@ func (w *worker) call(ctx context.Context, what string, f func(nvml.Driver) erro
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	select {
+	case w.serial <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-w.serial }()
 	began := time.Now()
 	w.begin(what)
 	opened, err := w.session.use(f)
@@ -229,6 +244,7 @@ func (w *worker) situation(ctx context.Context) *situation {
 	}
 	wants := w.owners.wants(string(w.id))
 	if w.failure == nil {
+		w.recover(false)
 		w.adopt(ctx, wants)
 	}
 	all, void := match(w.hardware, w.journal.instances(string(w.id)), wants, w.model)
@@ -250,9 +266,14 @@ func (w *worker) situation(ctx context.Context) *situation {
 		model: w.model, found: all, wants: wants,
 		due:   func(k task) bool { return w.troubles.due(k, now) },
 		stuck: w.stuck,
+		sick:  func(span v1alpha1.Span) bool { return w.sick[span].why != "" },
 	}
 	gpu, wanted := w.facts()
 	s.retire = wanted == v1alpha1.ModeHAMiCore
+	if w.broken.why != "" {
+		s.off, s.refusal = true, fmt.Sprintf("GPU %d is unhealthy: %s", gpu.Index, w.broken.why)
+		return s
+	}
 	if !w.mode.Current && w.failure == nil {
 		s.off = true
 		if wanted != v1alpha1.ModeMIG {

@@ -372,6 +372,9 @@ const (
 	ConditionConfigMismatch = "ConfigMismatch"
 	// ConditionForeignInstances: somebody else has cut instances.
 	ConditionForeignInstances = "ForeignInstances"
+	// ConditionHardwareFailing: a GPU cannot be used (lost, or an XID error of the
+	// whole GPU), or an instance reports an error.
+	ConditionHardwareFailing = "HardwareFailing"
 	// ConditionJournalLost: the agent began without a journal, and there are
 	// instances of which it cannot tell whose they are.
 	ConditionJournalLost = "JournalLost"

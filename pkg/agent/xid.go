@@ -1,0 +1,172 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/nvml"
+)
+
+// What the hardware says of itself. An error of the whole GPU holds until the GPU
+// was reset or the driver loaded again; one of an instance until that instance is
+// gone, which is soon after its pod: such an instance is never given to another.
+
+// applicationXIDs are the fault of what runs there (NVIDIA's device plugin and DRA
+// driver leave the same ones out).
+var applicationXIDs = []int{13, 31, 43, 45, 68, 109}
+
+// xidWait is how long one wait for events lasts: it cannot be cancelled.
+const xidWait = 500 * time.Millisecond
+
+// breakdown is an error of the whole GPU. The zero value is none.
+type breakdown struct {
+	why       string
+	instances []string // UUIDs of what was there: a reset takes them away
+	mode      bool     // MIG mode was on: a reset turns it off, but for Ampere
+}
+
+// sickness is an error of one instance.
+type sickness struct {
+	uuid, why string
+}
+
+// watchXIDs listens to the GPU until ctx ends. Where it reports nothing, only
+// failing calls show what is wrong.
+func (w *worker) watchXIDs(ctx context.Context) {
+	for ctx.Err() == nil {
+		var events nvml.Events
+		err := w.call(ctx, "asking for events", func(d nvml.Driver) (err error) {
+			events, err = d.Events(w.id)
+			return err
+		})
+		if errors.Is(err, nvml.ErrNotSupported) {
+			klog.FromContext(ctx).V(2).Info("The GPU reports no XID errors")
+			return
+		}
+		if err == nil {
+			w.readXIDs(ctx, events)
+			if err := events.Close(); err != nil {
+				klog.FromContext(ctx).V(4).Info("Could not end the events", "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(w.timing.Check):
+		}
+	}
+}
+
+// waitForEars waits until nobody listens any more, but not for ever: the session is
+// closed, which ends waits, and a driver call may hang.
+func (a *Agent) waitForEars() {
+	done := make(chan struct{})
+	go func() {
+		a.ears.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(a.config.Timing.Stop):
+	}
+}
+
+// readXIDs returns when there will be no more events.
+func (w *worker) readXIDs(ctx context.Context, events nvml.Events) {
+	for ctx.Err() == nil {
+		e, err := events.Wait(xidWait)
+		switch {
+		case err == nil:
+			w.hear(ctx, e)
+		case !errors.Is(err, nvml.ErrTimeout):
+			w.lookAgain() // which finds out whether GPU or session is lost
+			return
+		}
+	}
+}
+
+// hear takes an event.
+func (w *worker) hear(ctx context.Context, e nvml.Event) {
+	w.metrics.xids.WithLabelValues(string(w.id), strconv.Itoa(e.XID)).Inc()
+	application := slices.Contains(applicationXIDs, e.XID)
+	klog.FromContext(ctx).V(2).Info("The GPU reports an error", "xid", e.XID, "instance", e.GI, "application", application)
+	if application {
+		return
+	}
+	w.mu.Lock()
+	w.heard = append(w.heard, e)
+	w.mu.Unlock()
+	w.lookAgain()
+}
+
+// diagnose joins what was heard with the hardware as it was just looked at.
+func (w *worker) diagnose(ctx context.Context, reloaded bool) {
+	w.mu.Lock()
+	heard := w.heard
+	w.heard = nil
+	w.mu.Unlock()
+	if reloaded && w.failure == nil {
+		w.recover(true)
+	}
+	gpu, _ := w.facts()
+	for _, e := range heard {
+		if e.GI == nvml.WholeGPU {
+			why := fmt.Sprintf("it reports XID %d; reset it or reboot the node", e.XID)
+			w.broken = breakdown{why: why, mode: w.mode.Current}
+			for _, in := range w.hardware {
+				w.broken.instances = append(w.broken.instances, in.UUID)
+			}
+			w.owners.ail(func(span v1alpha1.Span) bool { return span.GPU == string(w.id) }, fmt.Sprintf("GPU %d is unhealthy: %s", gpu.Index, why))
+			continue
+		}
+		i := slices.IndexFunc(w.hardware, func(in nvml.Instance) bool { return in.GI == e.GI })
+		if i < 0 || w.model == nil {
+			klog.FromContext(ctx).V(2).Info("The instance of the error is gone already", "xid", e.XID, "instance", e.GI)
+			continue
+		}
+		span := spanIn(w.hardware[i], w.model)
+		why := fmt.Sprintf("%s on GPU %d at %d reports XID %d", w.profileName(w.hardware[i].Profile), gpu.Index, span.Start, e.XID)
+		w.sick[span] = sickness{uuid: w.hardware[i].UUID, why: why}
+		w.owners.ail(func(other v1alpha1.Span) bool { return other == span },
+			why+"; delete the pod to have it placed anew, on a new instance")
+	}
+}
+
+// recover forgets what a reset, a reload of the driver or the end of an instance
+// has cured.
+func (w *worker) recover(reloaded bool) {
+	there := func(uuid string) bool {
+		return slices.ContainsFunc(w.hardware, func(in nvml.Instance) bool { return in.UUID == uuid })
+	}
+	reset := len(w.broken.instances) > 0 && !slices.ContainsFunc(w.broken.instances, there) || w.broken.mode && !w.mode.Current
+	if reset || reloaded {
+		w.broken = breakdown{}
+	}
+	for span, s := range w.sick {
+		if !there(s.uuid) {
+			delete(w.sick, span)
+		}
+	}
+}
+
+// ail tells the owners of some placements, once each, that something is wrong.
+func (s *owners) ail(of func(v1alpha1.Span) bool, message string) {
+	s.do(func() {
+		for _, o := range s.pods {
+			if o.holds() && slices.ContainsFunc(o.spans, of) && !o.told[message] && len(o.told) < maxTold {
+				o.told[message] = true
+				s.events.warn(o, reasonUnhealthy, strings.ToUpper(message[:1])+message[1:])
+			}
+		}
+	})
+}
