@@ -78,6 +78,10 @@ bench-monitor: ## Time a scrape of 1000 half-full nodes
 monitor-dev: ## Show the monitor of a made-up cluster on port 9395, for work on the page
 	@go run ./test/fleet/serve
 
+.PHONY: bench-agent
+bench-agent: ## Measure the agent's own time, parallel GPUs, memory and growth, with targets
+	@go run ./test/benchagent
+
 .PHONY: deploy
 deploy: ## Install on the cluster of the current kubeconfig
 	@kubectl apply -k manifests/base

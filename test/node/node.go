@@ -231,7 +231,7 @@ func (n *Node) Close() {
 }
 
 // patience is how long anything may take on a busy machine.
-const patience = 2 * time.Minute
+const patience = time.Minute
 
 // Await waits until something is so, and fails the test with its last reason.
 func (n *Node) Await(what string, ok func() error) {
@@ -253,4 +253,32 @@ func (n *Node) Await(what string, ok func() error) {
 func (n *Node) tail() string {
 	text, _ := os.ReadFile(n.Log()) // for people
 	return string(text[max(0, len(text)-6000):])
+}
+
+// Condition is one of the report, as "True Reason: message"; empty when there is none.
+func (n *Node) Condition(kind string) string {
+	if report := n.API.GPUNode(); report != nil {
+		for _, c := range report.Status.Conditions {
+			if c.Type == kind {
+				return fmt.Sprintf("%s %s: %s", c.Status, c.Reason, c.Message)
+			}
+		}
+	}
+	return ""
+}
+
+// WriteState replaces a file of the agent's state directory.
+func (n *Node) WriteState(file, text string) {
+	n.T.Helper()
+	if err := os.WriteFile(filepath.Join(n.StateDir(), file), []byte(text), 0o600); err != nil {
+		n.T.Fatal(err)
+	}
+}
+
+// RemoveState removes one.
+func (n *Node) RemoveState(file string) {
+	n.T.Helper()
+	if err := os.Remove(filepath.Join(n.StateDir(), file)); err != nil {
+		n.T.Fatal(err)
+	}
 }

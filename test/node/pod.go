@@ -337,3 +337,32 @@ func (n *Node) PhaseOf(p *Pod) v1alpha1.PodPhase {
 	}
 	return ""
 }
+
+// Containers lists the names of the pod's app containers.
+func (p *Pod) Containers() []string {
+	var out []string
+	for _, c := range p.inner.Apps {
+		out = append(out, c.Name)
+	}
+	return out
+}
+
+// Restart ends a container of a running pod and starts it again, as kubelet does.
+func (p *Pod) Restart(container string) error {
+	p.letGo(container)
+	deadline := time.Now().Add(patience)
+	for {
+		err := p.node.Kubelet.PreStart(context.Background(), p.inner, container)
+		if err == nil {
+			return p.create(container)
+		}
+		if time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(retry)
+	}
+}
+
+// Readmit is what kubelet does after its own restart with a pod whose containers
+// run on.
+func (p *Pod) Readmit() error { return p.node.Kubelet.Readmit(p.inner) }

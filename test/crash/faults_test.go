@@ -1,0 +1,191 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package crash
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dynamig/dynamig/pkg/nvml"
+	"github.com/dynamig/dynamig/pkg/nvml/sim"
+	"github.com/dynamig/dynamig/test/node"
+)
+
+// says waits until kubelet shows the pod's user a sentence.
+func says(t *testing.T, n *node.Node, p *node.Pod, parts ...string) {
+	t.Helper()
+	n.Await("the pod's user to be told", func() error {
+		_, reason := p.State()
+		for _, part := range parts {
+			if !strings.Contains(reason, part) {
+				return fmt.Errorf("%q lacks %q", reason, part)
+			}
+		}
+		return nil
+	})
+}
+
+// smallDisk mounts a small file system where the agent keeps its state.
+func smallDisk(t *testing.T, n *node.Node) {
+	t.Helper()
+	if err := os.MkdirAll(n.StateDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("dynamig-test", n.StateDir(), "tmpfs", 0, "size=256k"); err != nil {
+		t.Skipf("mounting a small disk: %v; run as root", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(n.StateDir(), unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestDiskFull: nothing is created or destroyed that is not in the journal first;
+// the user reads why; it goes on when there is room.
+func TestDiskFull(t *testing.T) {
+	n := newNode(t, 1)
+	smallDisk(t, n)
+	n.StartAgent(0, false)
+	n.Kubelet.AwaitCapacity(7)
+	kept := n.Bind("kept", "main=0:1g.5gb@6")
+	kept.Await(node.Running)
+	filler := filepath.Join(n.StateDir(), "filler")
+	if err := os.WriteFile(filler, make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("filling the disk = %v", err)
+	}
+	p := n.Bind("p", "main=0:2g.10gb@0")
+	says(t, n, p, "writing journal", "no space left on device", "make room on the disk of the state directory")
+	if got := n.Layout(0); got != "1g.5gb@6" {
+		t.Errorf("with a full disk the GPU holds %q", got)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	p.Await(node.Running)
+	n.KillAgent() // the file is whole, whatever was half written
+	n.StartAgent(0, false)
+	n.Await("the report", func() error {
+		if got, want := n.Reported(0), "2g.10gb@0:Live/p 1g.5gb@6:Live/kept"; got != want {
+			return fmt.Errorf("%q, want %q", got, want)
+		}
+		return nil
+	})
+}
+
+// TestReadOnlyDisk: an agent that cannot write its state does not start, and says
+// what to do. (While it runs the disk cannot become so without an error of a write,
+// which is as in TestDiskFull.)
+func TestReadOnlyDisk(t *testing.T) {
+	n := newNode(t, 1)
+	smallDisk(t, n)
+	if err := unix.Mount("", n.StateDir(), "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	again := n.StartAgent(0, false)
+	select {
+	case <-again.Done():
+	case <-time.After(time.Minute):
+		t.Fatal("the agent runs on a read-only disk")
+	}
+	text, err := os.ReadFile(n.Log())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last := text[max(0, len(text)-500):]; !strings.Contains(string(last), "nodeagent: locking state directory") ||
+		!strings.Contains(string(last), "choose a writable --state-dir") {
+		t.Errorf("the agent ends with %s", last)
+	}
+}
+
+// TestFaultsOfTheDriver: what the user reads, and that the pod runs in the end,
+// without a leak.
+func TestFaultsOfTheDriver(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		fault sim.Fault
+		says  []string // by kubelet; none where it is over too soon
+	}{
+		{"the compute instance fails",
+			sim.Fault{Call: sim.CallCreateComputeInstance, Times: 8, Code: sim.CodeOf(nvml.ErrUnknown)},
+			[]string{"creating compute instance", "unknown NVML error"}},
+		{"it was created although the call failed",
+			sim.Fault{Call: sim.CallCreateGPUInstance, Code: sim.CodeOf(nvml.ErrUnknown), Late: true}, nil},
+		{"the compute instance was created although the call failed",
+			sim.Fault{Call: sim.CallCreateComputeInstance, Code: sim.CodeOf(nvml.ErrUnknown), Late: true}, nil},
+		{"a call takes long",
+			sim.Fault{Call: sim.CallCreateGPUInstance, DelayMillis: 10_000}, nil},
+		{"somebody else was there for a moment",
+			sim.Fault{Call: sim.CallCreateGPUInstance, Times: 3, Code: sim.CodeOf(nvml.ErrInsufficientResources)}, nil},
+		{"it still lists what it has destroyed",
+			sim.Fault{Call: sim.CallDestroyGPUInstance, Linger: 3}, nil},
+		{"in use, but by nobody",
+			sim.Fault{Call: sim.CallDestroyComputeInstance, Times: 8, Code: sim.CodeOf(nvml.ErrInUse)},
+			[]string{"is in the way and cannot be destroyed", "in use"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, 1)
+			n.StartAgent(0, false)
+			n.Kubelet.AwaitCapacity(7)
+			neighbour := n.Bind("neighbour", "main=0:1g.5gb@6")
+			before := n.Bind("before", "main=0:1g.5gb@0")
+			neighbour.Await(node.Running)
+			before.Await(node.Running)
+			before.Delete()
+			if err := n.Sim.AddFault(c.fault); err != nil {
+				t.Fatal(err)
+			}
+			p := n.Bind("p", "main=0:2g.10gb@0")
+			if len(c.says) > 0 {
+				says(t, n, p, c.says...)
+			}
+			p.Await(node.Running)
+			if err := errors.Join(p.Check(), neighbour.Check()); err != nil {
+				t.Error(err)
+			}
+			n.Await("the report", func() error {
+				if got, want := n.Reported(0), "2g.10gb@0:Live/p 1g.5gb@6:Live/neighbour"; got != want {
+					return fmt.Errorf("%q, want %q", got, want)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// TestCDIDirectoryReadOnly: a container does not start without its file, and the
+// user reads why.
+func TestCDIDirectoryReadOnly(t *testing.T) {
+	n := newNode(t, 1)
+	if err := os.MkdirAll(n.CDIDir(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("dynamig-test", n.CDIDir(), "tmpfs", 0, "size=256k"); err != nil {
+		t.Skipf("mounting a small disk: %v; run as root", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(n.CDIDir(), unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	n.StartAgent(0, false)
+	n.Kubelet.AwaitCapacity(7)
+	if err := unix.Mount("", n.CDIDir(), "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	p := n.Bind("p", "main=0:2g.10gb@0")
+	says(t, n, p, "writing CDI file of slot", "read-only file system")
+	if err := unix.Mount("", n.CDIDir(), "", unix.MS_REMOUNT, ""); err != nil {
+		t.Fatal(err)
+	}
+	p.Await(node.Running)
+}
