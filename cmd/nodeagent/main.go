@@ -28,7 +28,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/dynamig/dynamig/pkg/agent"
-	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/cdi"
 	"github.com/dynamig/dynamig/pkg/deviceplugin"
 	"github.com/dynamig/dynamig/pkg/generated/clientset/versioned"
@@ -76,7 +75,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	plugin, err := deviceplugin.New(deviceplugin.Config{
-		Resource:     string(v1alpha1.ResourceGPU),
+		Resource:     string(config.Resource),
 		PluginDir:    filepath.Join(o.kubeletDir, "device-plugins"),
 		PodResources: filepath.Join(o.kubeletDir, "pod-resources", "kubelet.sock"),
 		State:        o.slotsFile(),
@@ -119,6 +118,7 @@ func (o *options) agentConfig() (agent.Config, error) {
 	return agent.Config{
 		Node: o.nodeName, StateDir: o.stateDir, DeviceConfig: o.deviceConfig, NodeConfig: o.nodeConfig,
 		Open: o.open, Nodes: o.capabilities(), Openers: agent.Openers(o.procDir), Reset: reset,
+		Resource: o.resource(),
 		HAMiCore: hamicore.Dir{Path: o.hamiCoreDir, Lock: o.hamiCoreLock},
 		Client:   client, GPUNodes: gpuNodes.DynamigV1alpha1(),
 	}, nil

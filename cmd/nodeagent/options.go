@@ -11,11 +11,13 @@ import (
 	"os"
 	"path/filepath"
 
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"github.com/dynamig/dynamig/pkg/cdi"
+	"github.com/dynamig/dynamig/pkg/config"
 	"github.com/dynamig/dynamig/pkg/nvml"
 	"github.com/dynamig/dynamig/pkg/nvml/native"
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
@@ -116,6 +118,18 @@ func (o *options) open() (nvml.Driver, error) {
 		return native.Open(o.driverRoot)
 	}
 	return sim.Open(o.simRoot)
+}
+
+// resource is the name of the resource that counts devices. A file that cannot be
+// read is reported when the agent reads it.
+func (o *options) resource() v1.ResourceName {
+	device := config.DefaultDevice()
+	if text, err := os.ReadFile(o.deviceConfig); err == nil {
+		if parsed, err := config.ParseDevice(o.deviceConfig, text); err == nil {
+			device = parsed
+		}
+	}
+	return v1.ResourceName(device.ResourceCountName)
 }
 
 // slotsFile keeps the device plugin's slots.

@@ -27,7 +27,6 @@ import (
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/plugins/dynamicmig"
-	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 // The reaper's lease. Plugins do not know which replica leads, so it has its own.
@@ -91,7 +90,7 @@ func (r *reaper) watch(shared dynamicmig.Shared) error {
 		return fmt.Errorf("watching GPUNodes for the reaper: %w", err)
 	}
 	bound := func(pod *v1.Pod) {
-		if pod.Spec.NodeName != "" && pool.Wants(pod) {
+		if pod.Spec.NodeName != "" && shared.Pool.Wants(pod) {
 			r.queue.Add(pod.Spec.NodeName)
 		}
 	}

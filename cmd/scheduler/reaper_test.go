@@ -39,6 +39,7 @@ import (
 	gpufake "github.com/dynamig/dynamig/pkg/generated/clientset/versioned/fake"
 	"github.com/dynamig/dynamig/pkg/generated/informers/externalversions"
 	"github.com/dynamig/dynamig/pkg/plugins/dynamicmig"
+	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 func TestMain(m *testing.M) {
@@ -85,10 +86,11 @@ func newGrim(t *testing.T) *grim {
 	}
 	g.shared = dynamicmig.Shared{
 		Handle:   handle,
+		Pool:     pool.New(pool.Options{}),
 		Pods:     g.informers.Core().V1().Pods().Informer(),
 		GPUNodes: externalversions.NewSharedInformerFactory(g.gpus, 0).Dynamig().V1alpha1().GPUNodes().Informer(),
 	}
-	if err := g.shared.Pods.AddIndexers(dynamicmig.Indexers()); err != nil {
+	if err := g.shared.Pods.AddIndexers(dynamicmig.Indexers(g.shared.Pool)); err != nil {
 		t.Fatal(err)
 	}
 	return g

@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,9 +15,11 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/config"
 	typed "github.com/dynamig/dynamig/pkg/generated/clientset/versioned/typed/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/hamicore"
@@ -56,7 +59,8 @@ type Config struct {
 	// no GPU is ever reset.
 	Reset func(context.Context, nvml.GPU) error
 
-	HAMiCore hamicore.Dir // the library for software shares; the zero value is none
+	Resource v1.ResourceName // that counts devices; empty = nvidia.com/gpu
+	HAMiCore hamicore.Dir    // the library for software shares; the zero value is none
 
 	Client   kubernetes.Interface
 	GPUNodes typed.GPUNodesGetter
@@ -158,6 +162,7 @@ func New(settings Config) (*Agent, error) {
 		return nil, err
 	}
 	settings.Timing = settings.Timing.withDefaults()
+	settings.Resource = cmp.Or(settings.Resource, v1alpha1.ResourceGPU)
 	j, err := settings.journal()
 	if err != nil {
 		return nil, err
@@ -208,7 +213,7 @@ func (a *Agent) Run(ctx context.Context, slots Slots) error {
 	g, ctx := errgroup.WithContext(ctx)
 	a.firstNode(ctx)
 	a.reload(ctx)
-	g.Go(func() error { return watchPods(ctx, a.config.Client, a.config.Node, a.owners) })
+	g.Go(func() error { return watchPods(ctx, a.config.Client, a.config.Node, a.config.Resource, a.owners) })
 	g.Go(func() error {
 		a.manage(ctx)
 		return nil

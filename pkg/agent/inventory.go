@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -32,6 +33,7 @@ type inventory struct {
 	mismatches    []string // of configuration and hardware, sentences
 	library       string   // why no software share can be had; empty when it can
 	device        *config.Device
+	resource      v1.ResourceName // that counts devices
 }
 
 // managedGPU is a GPU that the agent may touch. Its model is in models, unless its
@@ -130,7 +132,7 @@ func (a *Agent) arrange(ctx context.Context) error {
 		return nil // nothing may be touched before it is known what is excluded
 	}
 	var gpus []nvml.GPU
-	inv := &inventory{generation: settings.generation, catalogues: map[string]*geometry.Catalogue{}, library: a.checkLibrary()}
+	inv := &inventory{generation: settings.generation, catalogues: map[string]*geometry.Catalogue{}, library: a.checkLibrary(), resource: a.config.Resource}
 	_, err := a.session.use(func(d nvml.Driver) (err error) {
 		if inv.driverVersion, err = d.DriverVersion(); err != nil {
 			return err
@@ -248,7 +250,7 @@ func (inv *inventory) resolve(s *settings, entry config.NodeEntry) {
 		inv.mismatches = append(inv.mismatches, sentences...)
 	}
 	if inv.configured {
-		inv.mismatches = append(inv.mismatches, s.unsupported()...)
+		inv.mismatches = append(inv.mismatches, s.unsupported(inv.resource)...)
 	}
 	slices.SortFunc(inv.models, func(x, y v1alpha1.GPUModel) int { return cmp.Compare(x.Model, y.Model) })
 }

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -27,12 +28,15 @@ const annotationConfigSource = "kubernetes.io/config.source"
 
 // watchPods brings every bound pod of the node to the owners, and tells them when
 // a complete list has been seen. It returns when ctx ends.
-func watchPods(ctx context.Context, client kubernetes.Interface, node string, owners *owners) error {
+//
+// count is the name of the resource that counts devices; the owners see it under
+// HAMi's name.
+func watchPods(ctx context.Context, client kubernetes.Interface, node string, count v1.ResourceName, owners *owners) error {
 	informer := coreinformers.NewFilteredPodInformer(client, v1.NamespaceAll, 0, cache.Indexers{},
 		func(o *metav1.ListOptions) {
 			o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", node).String()
 		})
-	if err := informer.SetTransform(compact); err != nil {
+	if err := informer.SetTransform(func(obj any) (any, error) { return compact(obj, count) }); err != nil {
 		return fmt.Errorf("watching pods: %w", err)
 	}
 	w := podWatch{node: node, owners: owners}
@@ -50,7 +54,7 @@ func watchPods(ctx context.Context, client kubernetes.Interface, node string, ow
 }
 
 // compact keeps of a pod what the agent reads: a node has up to some hundred.
-func compact(obj any) (any, error) {
+func compact(obj any, count v1.ResourceName) (any, error) {
 	pod, ok := obj.(*v1.Pod)
 	if !ok {
 		return obj, nil
@@ -65,18 +69,19 @@ func compact(obj any) (any, error) {
 		}
 	}
 	out.Spec.NodeName, out.Spec.SchedulerName = pod.Spec.NodeName, pod.Spec.SchedulerName
-	out.Spec.InitContainers = compactContainers(pod.Spec.InitContainers)
-	out.Spec.Containers = compactContainers(pod.Spec.Containers)
+	out.Spec.InitContainers = compactContainers(pod.Spec.InitContainers, count)
+	out.Spec.Containers = compactContainers(pod.Spec.Containers, count)
 	out.Status.Phase = pod.Status.Phase
 	return out, nil
 }
 
-func compactContainers(in []v1.Container) []v1.Container {
+func compactContainers(in []v1.Container, count v1.ResourceName) []v1.Container {
 	out := make([]v1.Container, len(in))
 	for i := range in {
 		out[i].Name, out[i].RestartPolicy = in[i].Name, in[i].RestartPolicy
-		if limit(&in[i]) > 0 {
-			out[i].Resources.Limits = in[i].Resources.Limits // priority may have any name
+		if n, ok := in[i].Resources.Limits[count]; ok {
+			out[i].Resources.Limits = maps.Clone(in[i].Resources.Limits) // priority may have any name
+			out[i].Resources.Limits[v1alpha1.ResourceGPU] = n
 			for _, e := range in[i].Env {
 				if slices.Contains(librarySettings, e.Name) {
 					out[i].Env = append(out[i].Env, e)

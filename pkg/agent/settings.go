@@ -12,11 +12,11 @@ import (
 	"os"
 	"time"
 
+	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 
-	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/config"
 )
 
@@ -151,9 +151,9 @@ func (a *Agent) learnNode(ctx context.Context) error {
 }
 
 // unsupported lists what the device configuration asks for and this agent cannot.
-func (s *settings) unsupported() []string {
-	if name := s.device.ResourceCountName; name != string(v1alpha1.ResourceGPU) {
-		return []string{fmt.Sprintf("resourceCountName %s is not supported; %s is used.", name, v1alpha1.ResourceGPU)}
+func (s *settings) unsupported(used v1.ResourceName) []string {
+	if name := s.device.ResourceCountName; name != string(used) {
+		return []string{fmt.Sprintf("resourceCountName is %s now, and the agent offers %s until it is restarted.", name, used)}
 	}
 	return nil
 }

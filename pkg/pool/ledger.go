@@ -53,15 +53,18 @@ type Holder struct {
 	Simulated bool
 }
 
+// HolderOf is Options.HolderOf with HAMi's names of resources.
+func HolderOf(pod *v1.Pod) (h Holder, ok bool) { return Options{}.HolderOf(pod) }
+
 // HolderOf is the Holder that a bound pod's own annotation describes; ok is false
 // when it has none that is valid for this pod and node.
-func HolderOf(pod *v1.Pod) (h Holder, ok bool) {
+func (o Options) HolderOf(pod *v1.Pod) (h Holder, ok bool) {
 	text, found := pod.Annotations[v1alpha1.AnnotationAllocation]
 	if !found || pod.Spec.NodeName == "" {
 		return Holder{}, false
 	}
 	a, err := v1alpha1.DecodeAllocation(text)
-	if err != nil || a.Owns(pod, pod.Spec.NodeName) != nil {
+	if err != nil || a.OwnsCounted(pod, pod.Spec.NodeName, o.names().Count) != nil {
 		return Holder{}, false
 	}
 	return Holder{
@@ -94,6 +97,8 @@ func spansOf(a *v1alpha1.Allocation) []Held {
 // the annotation until the scheduler's own handler has seen the pod bound, which
 // may be after ours has.
 type Ledger struct {
+	opts Options // how pods are read; never changed
+
 	mu    sync.RWMutex // guards what follows
 	pods  map[types.UID]*Holder
 	nodes map[string]*shelf // stays once it is made: its revision must not begin anew

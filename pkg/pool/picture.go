@@ -197,13 +197,13 @@ func draw(obj *v1alpha1.GPUNode, node *Node, ledger *Ledger, pods []*v1.Pod) Nod
 // holders lists what is held on the node, as View counts it: each given pod's
 // spans, then those of the ledger's other pods there.
 func (l *Ledger) holders(node *Node, pods []*v1.Pod) []Holder {
-	b := builder{node: node}
+	b := builder{node: node, opts: l.opts}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	var out []Holder
 	seen := map[types.UID]struct{}{}
 	for _, pod := range pods {
-		if pod.Spec.NodeName != node.Name || !Wants(pod) || terminal(pod) {
+		if pod.Spec.NodeName != node.Name || !l.opts.Wants(pod) || terminal(pod) {
 			continue // not on the node; its choice, if there is one, is in the ledger
 		}
 		seen[pod.UID] = struct{}{}

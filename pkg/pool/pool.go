@@ -62,8 +62,10 @@ type Key struct {
 
 // New returns an empty pool.
 func New(opts Options) *Pool {
+	ledger := NewLedger()
+	ledger.opts = opts
 	return &Pool{
-		Ledger:  NewLedger(),
+		Ledger:  ledger,
 		opts:    opts,
 		prices:  newPricing(opts),
 		nodes:   map[string]*entry{},
@@ -74,6 +76,13 @@ func New(opts Options) *Pool {
 		sizes:   map[int]int{},
 	}
 }
+
+// Wants reports whether a pod asks for any of our resources under the pool's
+// options.
+func (p *Pool) Wants(pod *v1.Pod) bool { return p.opts.Wants(pod) }
+
+// HolderOf is what a bound pod's own annotation says under the pool's options.
+func (p *Pool) HolderOf(pod *v1.Pod) (Holder, bool) { return p.opts.HolderOf(pod) }
 
 // Parse reads a pod's request under the pool's options. The prices of the moment
 // hold for it from then on.

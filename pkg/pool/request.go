@@ -26,6 +26,24 @@ type Options struct {
 	// alike where there are none. Learn says whether real ones change that.
 	Expected []Expected
 	Learn    bool
+
+	Names    v1alpha1.Resources // the zero value is HAMi's names
+	Defaults Defaults
+}
+
+// Defaults are what the device configuration says of requests.
+type Defaults struct {
+	MemoryMiB    int32 // of a container that asks for GPUs only; 0 = whole GPUs
+	Cores        int32 // percent, of one that asks for memory without cores
+	MemoryFactor int32 // MiB that one unit of memory asked for is; 0 = 1
+}
+
+// names are the names in force.
+func (o *Options) names() v1alpha1.Resources {
+	if o.Names == (v1alpha1.Resources{}) {
+		return v1alpha1.DefaultResources()
+	}
+	return o.Names
 }
 
 // Request is what a pod asks for. It is parsed once and never changed.
@@ -58,12 +76,16 @@ func invalid(format string, args ...any) error {
 	return &InvalidError{Problem: fmt.Sprintf(format, args...)}
 }
 
+// Wants reports whether a pod asks for any of our resources by HAMi's names.
+func Wants(pod *v1.Pod) bool { return Options{}.Wants(pod) }
+
 // Wants reports whether a pod asks for any of our resources. It is cheap: most
 // pods of a cluster do not.
-func Wants(pod *v1.Pod) bool {
+func (o Options) Wants(pod *v1.Pod) bool {
+	names := o.names()
 	for _, list := range [][]v1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
 		for i := range list {
-			if asks(&list[i]) {
+			if asks(&list[i], &names) {
 				return true
 			}
 		}
@@ -71,10 +93,8 @@ func Wants(pod *v1.Pod) bool {
 	return false
 }
 
-func asks(c *v1.Container) bool {
-	for _, name := range []v1.ResourceName{
-		v1alpha1.ResourceGPU, v1alpha1.ResourceMemory, v1alpha1.ResourceMemoryPercentage, v1alpha1.ResourceCores,
-	} {
+func asks(c *v1.Container, n *v1alpha1.Resources) bool {
+	for _, name := range []v1.ResourceName{n.Count, n.Memory, n.MemoryPercentage, n.Cores} {
 		if quantity(c, name) > 0 {
 			return true
 		}
@@ -100,7 +120,7 @@ func quantity(c *v1.Container, name v1.ResourceName) int64 {
 // 388-432). Devices follow the slots, so each is made large enough for all
 // containers that have it in turn.
 func Parse(pod *v1.Pod, opts Options) (*Request, error) {
-	if !Wants(pod) {
+	if !opts.Wants(pod) {
 		return nil, nil
 	}
 	r := &Request{
@@ -227,33 +247,41 @@ func larger(a, b geometry.Want) geometry.Want {
 // parse reads one container: what each of its devices must be, and how many.
 func (b *requestBuilder) parse(c *v1.Container) (geometry.Want, int, error) {
 	var none geometry.Want
-	if !asks(c) {
+	n := b.opts.names()
+	if !asks(c, &n) {
 		return none, 0, nil
 	}
-	count := quantity(c, v1alpha1.ResourceGPU)
-	memory := quantity(c, v1alpha1.ResourceMemory)
-	percent := quantity(c, v1alpha1.ResourceMemoryPercentage)
-	cores := quantity(c, v1alpha1.ResourceCores)
+	count := quantity(c, n.Count)
+	memory := quantity(c, n.Memory)
+	percent := quantity(c, n.MemoryPercentage)
+	cores := quantity(c, n.Cores)
+	factor := max(int64(b.opts.Defaults.MemoryFactor), 1)
 	switch {
 	case count <= 0:
 		return none, 0, invalid("container %q asks for %s without %s; add the limit %s: 1",
-			c.Name, firstAsked(c), v1alpha1.ResourceGPU, v1alpha1.ResourceGPU)
+			c.Name, firstAsked(c, &n), n.Count, n.Count)
 	case count > math.MaxInt16:
-		return none, 0, invalid("container %q: %s is %d; no node has that many", c.Name, v1alpha1.ResourceGPU, count)
+		return none, 0, invalid("container %q: %s is %d; no node has that many", c.Name, n.Count, count)
 	case percent > 100:
-		return none, 0, invalid("container %q: %s is %d; use 1 to 100", c.Name, v1alpha1.ResourceMemoryPercentage, percent)
+		return none, 0, invalid("container %q: %s is %d; use 1 to 100", c.Name, n.MemoryPercentage, percent)
 	case cores > 100:
-		return none, 0, invalid("container %q: %s is %d; use 0 to 100", c.Name, v1alpha1.ResourceCores, cores)
-	case memory > math.MaxInt32:
+		return none, 0, invalid("container %q: %s is %d; use 0 to 100", c.Name, n.Cores, cores)
+	case memory > math.MaxInt32/factor:
 		return none, 0, invalid("container %q: %s is %d MiB; no GPU has that much (the unit is MiB, without a suffix)",
-			c.Name, v1alpha1.ResourceMemory, memory)
+			c.Name, n.Memory, memory)
 	}
 	want := geometry.Want{Strict: b.opts.StrictMemory, Oversize: !b.opts.NoOversize}
+	if memory == 0 && percent == 0 && cores == 0 {
+		memory, factor = int64(b.opts.Defaults.MemoryMiB), 1
+	}
+	if cores == 0 && (memory > 0 || percent > 0) && percent < 100 {
+		cores = int64(b.opts.Defaults.Cores)
+	}
 	switch {
 	case b.profile != "":
 		want.Profile = b.profile
 	case memory > 0:
-		want.MemoryMiB, want.Cores = int(memory), int(cores)
+		want.MemoryMiB, want.Cores = int(memory*factor), int(cores)
 	case percent > 0:
 		want.Percent, want.Cores = int(percent), int(cores)
 	case cores > 0 && cores < 100:
@@ -264,13 +292,13 @@ func (b *requestBuilder) parse(c *v1.Container) (geometry.Want, int, error) {
 	return want, int(count), nil
 }
 
-func firstAsked(c *v1.Container) v1.ResourceName {
-	for _, name := range v1alpha1.RequestOnlyResources() {
+func firstAsked(c *v1.Container, n *v1alpha1.Resources) v1.ResourceName {
+	for _, name := range n.RequestOnly() {
 		if quantity(c, name) > 0 {
 			return name
 		}
 	}
-	return v1alpha1.ResourceGPU
+	return n.Count
 }
 
 // Describe says in words what one device must be.

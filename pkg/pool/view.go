@@ -76,7 +76,7 @@ func (l *Ledger) View(node *Node, pods iter.Seq[*v1.Pod], scope Scope, opts Opti
 	// holders wait for this one: nothing foreign runs under it.
 	var there []*v1.Pod
 	for pod := range pods {
-		if pod.UID != scope.Except && Wants(pod) {
+		if pod.UID != scope.Except && opts.Wants(pod) {
 			there = append(there, pod)
 		}
 	}
@@ -139,7 +139,7 @@ func (b *builder) spansOf(ledger map[types.UID]*Holder, pod *v1.Pod) (spans []He
 	if pod.Spec.NodeName == "" {
 		return nil, true
 	}
-	h, ok := HolderOf(pod)
+	h, ok := b.opts.HolderOf(pod)
 	if !ok || h.Node != b.node.Name || b.node.Refused(pod.UID) {
 		return nil, false
 	}

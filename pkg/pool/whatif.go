@@ -92,7 +92,7 @@ func (p *Pool) Fleet(pods []*v1.Pod) *Fleet {
 	bound, nominated := map[string][]*v1.Pod{}, map[string][]*v1.Pod{}
 	for _, pod := range pods {
 		switch {
-		case !Wants(pod) || pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed:
+		case !p.opts.Wants(pod) || pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed:
 		case pod.Spec.NodeName != "":
 			bound[pod.Spec.NodeName] = append(bound[pod.Spec.NodeName], pod)
 		case pod.Status.NominatedNodeName != "":
@@ -112,7 +112,7 @@ func (p *Pool) Fleet(pods []*v1.Pod) *Fleet {
 
 // tenants lists who holds devices on a node, as View counts it.
 func (l *Ledger) tenants(node *Node, pods []*v1.Pod) []*Tenant {
-	b := builder{node: node}
+	b := builder{node: node, opts: l.opts}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	var out []*Tenant

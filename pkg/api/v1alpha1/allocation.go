@@ -207,6 +207,11 @@ func (d Device) check() error {
 // Owns reports whether the allocation is that of this pod on this node, and says
 // what differs otherwise. It does not ask whether the pod is bound there.
 func (a Allocation) Owns(pod *v1.Pod, node string) error {
+	return a.OwnsCounted(pod, node, ResourceGPU)
+}
+
+// OwnsCounted is Owns where the resource that counts devices has this name.
+func (a Allocation) OwnsCounted(pod *v1.Pod, node string, count v1.ResourceName) error {
 	if a.PodUID != pod.UID {
 		return fmt.Errorf("annotation %s: podUID is %s, the pod's is %s", AnnotationAllocation, a.PodUID, pod.UID)
 	}
@@ -214,20 +219,20 @@ func (a Allocation) Owns(pod *v1.Pod, node string) error {
 		return fmt.Errorf("annotation %s: node is %s, want %s", AnnotationAllocation, a.Node, node)
 	}
 	for name, devices := range a.Containers {
-		if want, ok := deviceCount(pod, name); !ok || want != int64(len(devices)) {
+		if want, ok := deviceCount(pod, name, count); !ok || want != int64(len(devices)) {
 			return fmt.Errorf("annotation %s: containers[%s] has %d devices, the pod's container asks for %d %s",
-				AnnotationAllocation, name, len(devices), want, ResourceGPU)
+				AnnotationAllocation, name, len(devices), want, count)
 		}
 	}
 	return nil
 }
 
 // deviceCount is how many devices a container asks for.
-func deviceCount(pod *v1.Pod, container string) (int64, bool) {
+func deviceCount(pod *v1.Pod, container string, resource v1.ResourceName) (int64, bool) {
 	for _, list := range [][]v1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
 		for i := range list {
 			if list[i].Name == container {
-				count := list[i].Resources.Limits[ResourceGPU]
+				count := list[i].Resources.Limits[resource]
 				return count.Value(), true
 			}
 		}

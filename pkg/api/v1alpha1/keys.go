@@ -16,6 +16,21 @@ const (
 	ResourcePriority         v1.ResourceName = "nvidia.com/priority"          // in-container priority of HAMi-core; without meaning on MIG
 )
 
+// Resources are the names of a request's resources.
+type Resources struct {
+	Count, Memory, MemoryPercentage, Cores, Priority v1.ResourceName
+}
+
+// DefaultResources are HAMi's names.
+func DefaultResources() Resources {
+	return Resources{ResourceGPU, ResourceMemory, ResourceMemoryPercentage, ResourceCores, ResourcePriority}
+}
+
+// RequestOnly are the names that no node advertises.
+func (r Resources) RequestOnly() []v1.ResourceName {
+	return []v1.ResourceName{r.Memory, r.MemoryPercentage, r.Cores, r.Priority}
+}
+
 // RequestOnlyResources are the names that no node advertises.
 func RequestOnlyResources() []v1.ResourceName {
 	return []v1.ResourceName{ResourceMemory, ResourceMemoryPercentage, ResourceCores, ResourcePriority}

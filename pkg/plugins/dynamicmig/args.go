@@ -9,10 +9,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"os"
 
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
 
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/config"
 	"github.com/dynamig/dynamig/pkg/geometry"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
@@ -67,6 +71,11 @@ type Args struct {
 
 	// AllocationWrite is Annotation when empty, which works in every profile.
 	AllocationWrite AllocationWrite `json:"allocationWrite,omitempty"`
+
+	// DeviceConfig is the file of HAMi's device configuration, of which the names of
+	// resources and the defaults of requests are read at the start. Empty means
+	// HAMi's own.
+	DeviceConfig string `json:"deviceConfig,omitempty"`
 }
 
 // Expected is a kind of device in Args.Mix: what one container would ask for, and
@@ -161,14 +170,32 @@ func (e Expected) want(a *Args) geometry.Want {
 	}
 }
 
-func (a Args) options() pool.Options {
-	opts := pool.Options{
+// options are what the pool needs of the arguments and of the file that they name.
+func (a Args) options() (pool.Options, error) {
+	o := pool.Options{
 		NoOversize: a.Oversize == OversizeNever, StrictMemory: a.StrictMemory,
 		Policy: pool.Policy{Node: a.NodeSchedulerPolicy, GPU: a.GPUSchedulerPolicy},
 		Learn:  a.MixLearning == Enabled,
 	}
 	for _, e := range a.Mix {
-		opts.Expected = append(opts.Expected, pool.Expected{Want: e.want(&a), Weight: e.Weight})
+		o.Expected = append(o.Expected, pool.Expected{Want: e.want(&a), Weight: e.Weight})
 	}
-	return opts
+	if a.DeviceConfig == "" {
+		return o, nil
+	}
+	text, err := os.ReadFile(a.DeviceConfig)
+	if err != nil {
+		return o, fmt.Errorf("DynamicMIGArgs: deviceConfig: %w; mount the file there, or leave the field out", err)
+	}
+	d, err := config.ParseDevice(a.DeviceConfig, text)
+	if err != nil {
+		return o, fmt.Errorf("DynamicMIGArgs: deviceConfig: %w", err)
+	}
+	o.Names = v1alpha1.Resources{
+		Count: v1.ResourceName(d.ResourceCountName), Memory: v1.ResourceName(d.ResourceMemoryName),
+		MemoryPercentage: v1.ResourceName(d.ResourceMemoryPercentageName), Cores: v1.ResourceName(d.ResourceCoreName),
+		Priority: v1.ResourceName(d.ResourcePriorityName),
+	}
+	o.Defaults = pool.Defaults{MemoryMiB: d.DefaultMemoryMiB, Cores: d.DefaultCores, MemoryFactor: d.MemoryFactor}
+	return o, nil
 }

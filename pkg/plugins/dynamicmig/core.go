@@ -50,8 +50,12 @@ func connect(config *rest.Config) (versioned.Interface, error) {
 }
 
 func newCore(ctx context.Context, args Args, client versioned.Interface, handle fwk.Handle) (*core, error) {
+	opts, err := args.options()
+	if err != nil {
+		return nil, err
+	}
 	c := &core{
-		pool:      pool.New(args.options()),
+		pool:      pool.New(opts),
 		binding:   newBindings(),
 		logger:    klog.FromContext(ctx).WithName(Name),
 		activator: handle,
@@ -70,7 +74,7 @@ func (c *core) shared(handle fwk.Handle) Shared {
 }
 
 func (c *core) start(ctx context.Context) error {
-	if err := c.pods.AddIndexers(Indexers()); err != nil {
+	if err := c.pods.AddIndexers(Indexers(c.pool)); err != nil {
 		return fmt.Errorf("indexing pods by node: %w", err)
 	}
 	if _, err := c.pods.AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -105,12 +109,14 @@ func (c *core) start(ctx context.Context) error {
 }
 
 // Indexers are those of Shared.Pods.
-func Indexers() cache.Indexers { return cache.Indexers{ByNode: nodeOf} }
+func Indexers(p *pool.Pool) cache.Indexers {
+	return cache.Indexers{ByNode: func(obj any) ([]string, error) { return nodeOf(p, obj) }}
+}
 
 // nodeOf is the index function of ByNode. Pods without our resources are left out.
-func nodeOf(obj any) ([]string, error) {
+func nodeOf(p *pool.Pool, obj any) ([]string, error) {
 	pod, ok := obj.(*v1.Pod)
-	if !ok || !pool.Wants(pod) {
+	if !ok || !p.Wants(pod) {
 		return nil, nil
 	}
 	return []string{pod.Spec.NodeName}, nil
@@ -151,7 +157,7 @@ func (c *core) onWatchError(ctx context.Context, r *cache.Reflector, err error) 
 // onPod keeps the ledger true to a pod seen.
 func (c *core) onPod(pod *v1.Pod) {
 	switch {
-	case !pool.Wants(pod):
+	case !c.pool.Wants(pod):
 	case pod.Spec.NodeName != "":
 		c.pool.See(pod)
 		c.onBound(pod)
@@ -168,7 +174,7 @@ func (c *core) onBound(pod *v1.Pod) {
 	if c.pool.IsBound(pod.UID, pod.Spec.NodeName) {
 		return // most updates are of its status
 	}
-	h, ok := pool.HolderOf(pod)
+	h, ok := c.pool.HolderOf(pod)
 	if !ok {
 		c.pool.ForgetUnbound(pod.UID)
 		return
@@ -190,7 +196,7 @@ func (c *core) onPodGone(obj any) {
 		obj = tombstone.Obj
 	}
 	pod, ok := obj.(*v1.Pod)
-	if !ok || !pool.Wants(pod) {
+	if !ok || !c.pool.Wants(pod) {
 		return
 	}
 	c.pool.Forget(pod.UID)

@@ -13,8 +13,6 @@ import (
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
 	schedutil "k8s.io/kubernetes/pkg/scheduler/util"
-
-	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 // EventsToRegister pairs each reason for which we reject a pod with the event that
@@ -45,7 +43,7 @@ func (pl *Plugin) afterPodGone(_ klog.Logger, pod *v1.Pod, oldObj, _ any) (fwk.Q
 	if err != nil {
 		return fwk.Queue, err
 	}
-	if !pool.Wants(gone) {
+	if !pl.pool.Wants(gone) {
 		return fwk.QueueSkip, nil
 	}
 	return pl.hintFor(pod, cmp.Or(gone.Spec.NodeName, gone.Status.NominatedNodeName), gone.UID)

@@ -7,10 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
 
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -21,6 +24,7 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/scheme"
 
 	"github.com/dynamig/dynamig/pkg/geometry"
+	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 // argsOf decodes a configuration with these DynamicMIGArgs as kube-scheduler does
@@ -97,6 +101,28 @@ func TestArgsAreReadStrictly(t *testing.T) {
 				t.Errorf("args (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestDeviceConfigNamesResourcesAndDefaults(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "device-config.yaml")
+	for _, tc := range []struct{ name, text, want string }{
+		{"missing", "", "deviceConfig: open " + file},
+		{"a mistake", "nvidia:\n  defaultCores: 101\n", file + ":2: nvidia.defaultCores is 101"},
+		{"good", "nvidia:\n  resourceCountName: example.com/vgpu\n  defaultCores: 20\n  memoryFactor: 1024\n", ""},
+	} {
+		if tc.text != "" {
+			if err := os.WriteFile(file, []byte(tc.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		o, err := Args{DeviceConfig: file}.options()
+		if got := fmt.Sprint(err); tc.want != "" && !strings.Contains(got, tc.want) || tc.want == "" && err != nil {
+			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
+		}
+		if tc.want == "" && (o.Names.Count != "example.com/vgpu" || o.Names.Memory != v1alpha1.ResourceMemory || o.Defaults != pool.Defaults{Cores: 20, MemoryFactor: 1024}) {
+			t.Errorf("options are %+v", o)
+		}
 	}
 }
 

@@ -1,0 +1,147 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/yaml"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+)
+
+// hamiCase is a row of testdata/hami-requests.yaml.
+type hamiCase struct {
+	Name        string            `json:"name"`
+	Limits      string            `json:"limits"`
+	Other       map[string]string `json:"other"` // limits by their whole names
+	Annotations map[string]string `json:"annotations"`
+	Config      hamiConfig        `json:"config"`
+
+	Devices *int   `json:"devices"` // 1 where absent
+	MIG     string `json:"mig"`
+	Share   string `json:"share"`
+	Modes   string `json:"modes"`
+	Accepts string `json:"accepts"`
+	Rejects string `json:"rejects"`
+	NUMA    bool   `json:"numa"`
+	Error   string `json:"error"`
+	HAMi    string `json:"hami"`
+}
+
+type hamiConfig struct {
+	DefaultMemory      int32  `json:"defaultMemory"`
+	DefaultCores       int32  `json:"defaultCores"`
+	MemoryFactor       int32  `json:"memoryFactor"`
+	ResourceCountName  string `json:"resourceCountName"`
+	ResourceMemoryName string `json:"resourceMemoryName"`
+	ResourceCoreName   string `json:"resourceCoreName"`
+}
+
+func (c hamiConfig) options() Options {
+	names := v1alpha1.DefaultResources()
+	rename := func(dst *v1.ResourceName, name string) {
+		if name != "" {
+			*dst = v1.ResourceName(name)
+		}
+	}
+	rename(&names.Count, c.ResourceCountName)
+	rename(&names.Memory, c.ResourceMemoryName)
+	rename(&names.Cores, c.ResourceCoreName)
+	return Options{Names: names, Defaults: Defaults{MemoryMiB: c.DefaultMemory, Cores: c.DefaultCores, MemoryFactor: c.MemoryFactor}}
+}
+
+// TestRequestsAsHAMiDocumentsThem goes through every row of the table.
+func TestRequestsAsHAMiDocumentsThem(t *testing.T) {
+	text, err := os.ReadFile("testdata/hami-requests.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cases []hamiCase
+	if err := yaml.UnmarshalStrict(text, &cases); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range cases {
+		t.Run(c.Name, func(t *testing.T) {
+			p := pod("p").wants("c", c.Limits)
+			for name, value := range c.Other {
+				p.Spec.Containers[0].Resources.Limits[v1.ResourceName(name)] = resource.MustParse(value)
+			}
+			for key, value := range c.Annotations {
+				p.annotated(key, value)
+			}
+			r, err := Parse(p.Pod, c.Config.options())
+			if got := fmt.Sprint(err); err != nil && got != c.Error || err == nil && c.Error != "" {
+				t.Fatalf("error = %s, want %q", got, c.Error)
+			}
+			if err == nil {
+				c.check(t, r)
+			}
+		})
+	}
+}
+
+func (c *hamiCase) check(t *testing.T, r *Request) {
+	t.Helper()
+	want := 1
+	if c.Devices != nil {
+		want = *c.Devices
+	}
+	if r == nil {
+		r = &Request{}
+	}
+	if len(r.Devices) != want {
+		t.Fatalf("%d devices, want %d", len(r.Devices), want)
+	}
+	for i := range r.Devices {
+		if got := Describe(r.Devices[i]); c.MIG != "" && got != c.MIG {
+			t.Errorf("as an instance: %s, want %s", got, c.MIG)
+		}
+		if got := describeShareWant(r.Shares[i]); c.Share != "" && got != c.Share {
+			t.Errorf("as a share: %s, want %s", got, c.Share)
+		}
+	}
+	var modes []string
+	if r.MIG {
+		modes = append(modes, v1alpha1.ModeMIG)
+	}
+	if r.Share {
+		modes = append(modes, v1alpha1.ModeHAMiCore)
+	}
+	if got := strings.Join(modes, " "); c.Modes != "" && got != c.Modes {
+		t.Errorf("modes %s, want %s", got, c.Modes)
+	}
+	if r.Select.NUMA != c.NUMA {
+		t.Errorf("of one NUMA node: %v, want %v", r.Select.NUMA, c.NUMA)
+	}
+	for _, id := range strings.Fields(c.Accepts) {
+		if !r.Select.accept(&GPU{ID: id}) {
+			t.Errorf("GPU %s is not accepted", id)
+		}
+	}
+	for _, id := range strings.Fields(c.Rejects) {
+		if r.Select.accept(&GPU{ID: id}) {
+			t.Errorf("GPU %s is accepted", id)
+		}
+	}
+}
+
+func describeShareWant(w ShareWant) string {
+	var parts []string
+	if w.MemoryMiB > 0 {
+		parts = append(parts, fmt.Sprintf("%d MiB", w.MemoryMiB))
+	}
+	if w.Percent > 0 {
+		parts = append(parts, fmt.Sprintf("%d%% of the memory", w.Percent))
+	}
+	if w.Cores > 0 {
+		parts = append(parts, fmt.Sprintf("%d%% of the cores", w.Cores))
+	}
+	return strings.Join(parts, " and ")
+}
