@@ -153,6 +153,7 @@ type Agent struct {
 	trouble   string                 // why they cannot be listed
 	settings  *settings              // nil until a configuration was good
 	invalid   string                 // what is wrong with the newest configuration
+	cordoned  string                 // the own Node's annotation AnnotationCordon
 }
 
 // New reads the journal. What it learns from it holds until the API server has

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,6 +32,7 @@ type inventory struct {
 	models        []v1alpha1.GPUModel // by name
 	catalogues    map[string]*geometry.Catalogue
 	mismatches    []string // of configuration and hardware, sentences
+	cordoned      []string // UUIDs of GPUs that take no new pods
 	library       string   // why no software share can be had; empty when it can
 	device        *config.Device
 	resource      v1.ResourceName // that counts devices
@@ -126,13 +128,16 @@ func (a *Agent) waitForWorkers(ctx context.Context) {
 // together from what they know.
 func (a *Agent) arrange(ctx context.Context) error {
 	a.mu.Lock()
-	settings := a.settings
+	settings, cordoned := a.settings, a.cordoned
 	a.mu.Unlock()
 	if settings == nil {
 		return nil // nothing may be touched before it is known what is excluded
 	}
 	var gpus []nvml.GPU
 	inv := &inventory{generation: settings.generation, catalogues: map[string]*geometry.Catalogue{}, library: a.checkLibrary(), resource: a.config.Resource}
+	for uuid := range strings.SplitSeq(cordoned, ",") {
+		inv.cordoned = append(inv.cordoned, strings.TrimSpace(uuid))
+	}
 	_, err := a.session.use(func(d nvml.Driver) (err error) {
 		if inv.driverVersion, err = d.DriverVersion(); err != nil {
 			return err
@@ -305,6 +310,8 @@ func (inv *inventory) offers(gpu *managedGPU, view *state) (ok bool, why string)
 	switch {
 	case view.unhealthy != "":
 		return false, view.unhealthy
+	case slices.Contains(inv.cordoned, string(gpu.ID)):
+		return false, "annotation " + v1alpha1.AnnotationCordon + " of the Node keeps new pods away"
 	case gpu.wanted == v1alpha1.ModeHAMiCore:
 		return inv.offersShares(gpu, view)
 	case view.modeWhy != "":

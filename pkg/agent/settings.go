@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/config"
 )
 
@@ -138,7 +139,15 @@ func (a *Agent) learnNode(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading node %s: %w", a.config.Node, err)
 	}
-	news := false
+	cordoned := node.Annotations[v1alpha1.AnnotationCordon]
+	a.mu.Lock()
+	news := a.cordoned != cordoned
+	a.cordoned = cordoned
+	a.mu.Unlock()
+	if news {
+		signal(a.rearrange)
+		a.changed(true)
+	}
 	a.journal.read(func(c *content) {
 		news = c.Node.UID != node.UID || !maps.Equal(c.Node.Labels, node.Labels)
 	})

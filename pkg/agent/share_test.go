@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
@@ -246,6 +247,39 @@ func TestGPUsChangeTheirModeWhenIdle(t *testing.T) {
 		b.sleep(25 * time.Second)
 		if s := b.status(); s.GPUs[0].Mode.Current != v1alpha1.ModeMIG || s.GPUs[0].Shares != nil {
 			t.Errorf("without pods the GPU is %+v", s.GPUs[0])
+		}
+	})
+}
+
+// TestCordonedGPU takes no new pods and keeps those that it has.
+func TestCordonedGPU(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.bind(pod{name: "a", devices: b.on(0, "1g.5gb@0")})
+		b.mustPrepare("a")
+		cordon := func(value string) {
+			node, err := b.client.CoreV1().Nodes().Get(t.Context(), nodeName, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			node.Annotations = map[string]string{v1alpha1.AnnotationCordon: value}
+			if _, err := b.client.CoreV1().Nodes().Update(t.Context(), node, metav1.UpdateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			b.sleep(2 * time.Minute)
+		}
+		cordon("GPU-x, " + b.gpus[0])
+		s := b.status()
+		b.expectText("reason", s.GPUs[0].Reason, "annotation hami.io/device-cordon of the Node keeps new pods away")
+		if s.GPUs[1].Reason != "" {
+			t.Errorf("GPU 1: %s", s.GPUs[1].Reason)
+		}
+		if got := b.slots.has(); got != 8 {
+			t.Errorf("capacity is %d, want 7 of the other GPU and 1 of the pod", got)
+		}
+		b.mustPrepare("a")
+		cordon("")
+		if got := b.slots.has(); got != 14 {
+			t.Errorf("capacity afterwards is %d, want 14", got)
 		}
 	})
 }

@@ -181,6 +181,8 @@ func offers(in *v1alpha1.GPU) (mode, why string) {
 	switch {
 	case in.Health != v1alpha1.Healthy:
 		return "", "unhealthy"
+	case in.Reason != "":
+		return "", in.Reason
 	case in.Mode.Current != in.Mode.Wanted || in.Mode.Pending:
 		return "", "not in mode " + in.Mode.Wanted
 	case in.Mode.Current == v1alpha1.ModeHAMiCore && in.Shares == nil:

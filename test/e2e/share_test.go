@@ -54,6 +54,7 @@ func TestOnePool(t *testing.T) {
 	waitModes(t, "node3", v1alpha1.ModeMIG, v1alpha1.ModeHAMiCore)
 
 	t.Run("WhereItFits", func(t *testing.T) { whereItFits(t) })
+	t.Run("Examples", func(t *testing.T) { examplesOfShares(t) })
 	t.Run("TwoOnOneGPU", func(t *testing.T) { twoOnOneGPU(t, nodes["node2"]) })
 }
 
@@ -110,6 +111,31 @@ func whereItFits(t *testing.T) {
 		}
 		if shares := len(a.Shares()) > 0; shares != tc.share {
 			t.Errorf("pod %s (%s, mode %q) got shares: %v, want %v", tc.name, tc.wants, tc.mode, shares, tc.share)
+		}
+	}
+}
+
+// examplesOfShares: the examples do what they say.
+func examplesOfShares(t *testing.T) {
+	for _, file := range []string{"share-pod.yaml", "either-pod.yaml"} {
+		pod := example(t, file)
+		pod.Spec.NodeSelector = map[string]string{"pool": "one"}
+		pod = runs(t, pod)
+		a, err := v1alpha1.DecodeAllocation(pod.Annotations[v1alpha1.AnnotationAllocation])
+		if err != nil || len(a.Shares()) != 1 {
+			t.Errorf("%s: allocation %+v, %v; want a share", file, a, err)
+		}
+		if file != "share-pod.yaml" {
+			continue
+		}
+		if text := event(t, pod.Name, "GPUsPlaced"); !strings.HasPrefix(text, "2000 MiB and 30% of the cores of GPU ") {
+			t.Errorf("%s: event GPUsPlaced: %s", file, text)
+		}
+		env := strings.Fields(inside(t, pod, "env"))
+		for _, want := range []string{"CUDA_DEVICE_MEMORY_LIMIT_0=2000m", "CUDA_DEVICE_SM_LIMIT_0=30"} {
+			if !slices.Contains(env, want) {
+				t.Errorf("%s: the container lacks %s; it has %v", file, want, env)
+			}
 		}
 	}
 }

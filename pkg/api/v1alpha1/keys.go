@@ -57,6 +57,10 @@ const (
 	AnnotationUseType   = "nvidia.com/use-gputype"
 	AnnotationNoUseType = "nvidia.com/nouse-gputype"
 
+	// AnnotationCordon on a Node: a list with commas of UUIDs of GPUs that take no new
+	// pods.
+	AnnotationCordon = "hami.io/device-cordon"
+
 	// AnnotationNUMABind, a boolean: the devices of each container must be of one
 	// NUMA node.
 	AnnotationNUMABind = "nvidia.com/numa-bind"
