@@ -103,6 +103,9 @@ func (s *session) alone(patience time.Duration, f func() error) error {
 	if err := s.close(); err != nil {
 		return err
 	}
+	// A wait for events goes on for that long in a closed session, and has the GPUs
+	// open until then.
+	time.Sleep(2 * xidWait)
 	return f()
 }
 
