@@ -76,7 +76,7 @@ func history(ctx context.Context, s *screen, a *access, o historyOptions) error 
 	if o.all {
 		namespace = metav1.NamespaceAll
 	}
-	steps := []step{}
+	var steps []step
 	switch o.kind {
 	case "node":
 		steps, err = a.historyOfNode(ctx, s, o.name)
@@ -88,7 +88,7 @@ func history(ctx context.Context, s *screen, a *access, o historyOptions) error 
 	if err != nil {
 		return err
 	}
-	steps = ordered(steps)
+	steps = append([]step{}, ordered(steps)...)
 	if o.output == "json" || o.output == "yaml" {
 		return s.encode(o.output, map[string]any{"history": steps})
 	}
