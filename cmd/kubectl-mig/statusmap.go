@@ -164,7 +164,7 @@ type room struct {
 }
 
 func roomOf(gpus []pool.GPUPicture) (r room) {
-	most := -1
+	most := int64(-1)
 	for i := range gpus {
 		g := &gpus[i]
 		if g.Shares != nil {
@@ -181,14 +181,9 @@ func roomOf(gpus []pool.GPUPicture) (r room) {
 	return r
 }
 
-// sizeOf ranks a GPU's largest free profile: by what it is of the GPU's memory.
-func sizeOf(g *pool.GPUPicture) int {
-	for i, f := range g.Fits {
-		if f.Profile == g.LargestFree {
-			return int(g.MemoryMiB) * (i + 1) / len(g.Fits)
-		}
-	}
-	return 0
+// sizeOf is the memory of a GPU's largest free profile, in MiB, about.
+func sizeOf(g *pool.GPUPicture) int64 {
+	return g.MemoryMiB * int64(g.LargestFreeSlices) / int64(max(1, g.MemorySlices))
 }
 
 // gpuGroup is a GPU, or several idle ones of a kind that look the same.
