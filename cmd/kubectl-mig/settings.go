@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/geometry"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
@@ -29,8 +30,11 @@ func (s *survey) readOptions(ctx context.Context, a *access) error {
 	if err == nil {
 		var text string
 		if text, err = a.configuration(ctx, d); err == nil {
-			s.opts, err = optionsOf(text)
+			s.opts, s.partly, err = optionsOf(text)
 		}
+	}
+	if s.partly {
+		s.note("the scheduler's arguments mix and deviceConfig are not looked at here: which of several places is best, and what other resource names and defaults mean, may differ")
 	}
 	switch {
 	case apierrors.IsForbidden(err), apierrors.IsNotFound(err):
@@ -63,7 +67,8 @@ func (a *access) configuration(ctx context.Context, d *appsv1.Deployment) (strin
 
 // optionsOf reads what concerns decisions of the plugin's arguments. The plugin
 // itself has checked them: a scheduler with others does not start.
-func optionsOf(configuration string) (pool.Options, error) {
+// partly says that there are arguments about decisions that are not read here.
+func optionsOf(configuration string) (opts pool.Options, partly bool, err error) {
 	var c struct {
 		Profiles []struct {
 			SchedulerName string `json:"schedulerName"`
@@ -74,20 +79,28 @@ func optionsOf(configuration string) (pool.Options, error) {
 		} `json:"profiles"`
 	}
 	if err := yaml.Unmarshal([]byte(configuration), &c); err != nil {
-		return pool.Options{}, err
+		return opts, false, err
 	}
 	var args struct {
-		Oversize     string `json:"oversize"`
-		StrictMemory bool   `json:"strictMemory"`
+		Oversize            string            `json:"oversize"`
+		StrictMemory        bool              `json:"strictMemory"`
+		NodeSchedulerPolicy geometry.Policy   `json:"nodeSchedulerPolicy"`
+		GPUSchedulerPolicy  geometry.Policy   `json:"gpuSchedulerPolicy"`
+		Mix                 []json.RawMessage `json:"mix"`
+		DeviceConfig        string            `json:"deviceConfig"`
 	}
 	for _, p := range c.Profiles {
 		for _, plugin := range p.PluginConfig {
 			if p.SchedulerName == v1alpha1.SchedulerName && plugin.Name == "DynamicMIG" {
 				if err := json.Unmarshal(plugin.Args, &args); err != nil {
-					return pool.Options{}, err
+					return opts, false, err
 				}
 			}
 		}
 	}
-	return pool.Options{NoOversize: args.Oversize == "Never", StrictMemory: args.StrictMemory}, nil
+	opts = pool.Options{
+		NoOversize: args.Oversize == "Never", StrictMemory: args.StrictMemory,
+		Policy: pool.Policy{Node: args.NodeSchedulerPolicy, GPU: args.GPUSchedulerPolicy},
+	}
+	return opts, len(args.Mix) > 0 || args.DeviceConfig != "", nil
 }
