@@ -74,6 +74,10 @@ bench-scheduler: ## Compare with the stock scheduler in upstream's scheduler_per
 bench-monitor: ## Time a scrape of 1000 half-full nodes
 	@go test -run '^$$' -bench Scrape -benchtime 5x ./pkg/monitor/
 
+.PHONY: browser
+browser: ## Test the monitor's page in headless Chromium
+	@hack/browser.sh
+
 .PHONY: monitor-dev
 monitor-dev: ## Show the monitor of a made-up cluster on port 9395, for work on the page
 	@go run ./test/fleet/serve

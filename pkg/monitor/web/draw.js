@@ -38,6 +38,12 @@ function place(node, start, length, whole) {
 
 const ownerName = (o) => (o ? (o.name ? `${o.namespace}/${o.name}` : `pod ${o.uid}`) : "");
 
+// profileName leaves its second part out where the block is narrow.
+function profileName(name) {
+  const [compute, ...rest] = name.split(".");
+  return rest.length ? [compute, el("i", {}, `.${rest.join(".")}`)] : [compute];
+}
+
 /** block is one span as a button. */
 export function block(node, gpu, span, fresh) {
   const owner = ownerName(span.owner);
@@ -49,7 +55,7 @@ export function block(node, gpu, span, fresh) {
     "data-key": `${node.name}/${gpu.uuid}/${span.profileID}/${span.start}`, "data-pod": span.owner?.name ? owner : null,
     "data-state": span.state, "data-profile": span.profile, "data-start": span.start,
     "aria-label": `${words}. GPU ${gpu.index} of ${node.name}`, title: words,
-  }, el("span", { class: "profile" }, span.profile),
+  }, el("span", { class: "profile" }, ...profileName(span.profile)),
   el("span", { class: "pod" }, span.owner?.name || { Idle: "idle", Foreign: "not ours", Stuck: "stuck" }[span.state] || ""));
   place(b, span.start, span.size, gpu.memorySlices);
   return b;

@@ -1,0 +1,194 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package browser
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp/kb"
+
+	"github.com/dynamig/dynamig/pkg/monitor"
+	"github.com/dynamig/dynamig/test/fleet"
+)
+
+// serve is a made-up fleet behind the real monitor.
+func serve(t *testing.T, nodes int, part float64) (*fleet.Fleet, string) {
+	t.Helper()
+	f, err := fleet.New(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Fill(t.Context(), nodes, part); err != nil {
+		t.Fatal(err)
+	}
+	m, err := f.Monitor(monitor.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(m.Handler(func(h http.Handler) http.Handler { return h }))
+	t.Cleanup(func() { s.CloseClientConnections(); s.Close() })
+	return f, s.URL
+}
+
+// TestPageShowsAndFollows: states, search, filter, keyboard and a pod's story, on
+// three nodes with some trouble.
+func TestPageShowsAndFollows(t *testing.T) {
+	f, url := serve(t, 3, 0.6)
+	if err := f.Trouble(f.Names()); err != nil {
+		t.Fatal(err)
+	}
+	p := Open(t, url, 1280, 900, false)
+	p.Until("four nodes", `document.querySelectorAll(".node .bar").length === 18`)
+	p.Until("the stream", `document.getElementById("live").textContent === "live"`)
+	for _, state := range []string{"Used", "Preparing", "Foreign"} {
+		p.Until("a span in state "+state, `!!document.querySelector('[data-state="`+state+`"]')`)
+	}
+	p.Until("the waiting pods", `document.querySelectorAll("#queue button").length === 3`)
+	p.Until("the GPU that is unhealthy", `document.querySelector(".gpu.sick .left").textContent.includes("XID 79")`)
+
+	pod := f.Create(fleet.Pod{Namespace: "ns", Name: "newcomer", GPUs: 1, MemoryMiB: 4000})
+	p.Until("the new pod among those that wait", `document.getElementById("queue").textContent.includes("newcomer")`)
+	if ok, err := f.Bind(pod, "gpu-node-01"); err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	p.Until("its place", `!!document.querySelector('[data-pod="ns/newcomer"][data-state="Preparing"]')`)
+	f.Prepare(pod)
+	p.Until("its instance", `!!document.querySelector('.fleet [data-pod="ns/newcomer"][data-state="Used"]')`)
+
+	p.Keys("/")
+	p.Until("the focus on the search", `document.activeElement.id === "search"`)
+	// DevTools sends the character though the page has prevented the key's default.
+	Eval[bool](p, `(document.activeElement.value = "") === ""`)
+	p.Keys("newcomer")
+	p.Until("one node that matches", `document.getElementById("count").textContent === "1 of 4 nodes"`)
+	p.Until("the others dimmed", `document.querySelectorAll(".node:not([hidden]) .span:not(.dim)").length === 1`)
+	p.Keys(kb.Escape)
+	p.Until("all nodes", `document.getElementById("count").textContent === "4 nodes"`)
+
+	Eval[bool](p, `document.querySelector('.fleet [data-pod="ns/newcomer"]').focus() || true`)
+	p.Keys(kb.Enter)
+	p.Until("its story", `document.getElementById("story").open && document.querySelectorAll(".steps .done").length === 6`)
+	p.Until("where it is", `document.querySelector("#story .lit")?.dataset.pod === "ns/newcomer"`)
+	f.Delete(pod)
+	p.Until("that it is gone", `document.querySelector("#story .state").textContent === "gone"`)
+	p.Keys(kb.Escape)
+	p.Until("the story closed", `!document.getElementById("story").open`)
+
+	Eval[bool](p, `document.querySelector('[data-filter="trouble"]').click() || true`)
+	p.Until("the nodes with trouble", `document.getElementById("count").textContent === "2 of 4 nodes"`)
+	f.RemoveNode("gpu-node-02")
+	p.Until("one node less", `document.getElementById("count").textContent === "1 of 3 nodes"`)
+}
+
+// TestPageForKeyboardAndReader: arrow keys walk over instances, and every control has
+// a name.
+func TestPageForKeyboardAndReader(t *testing.T) {
+	f, url := serve(t, 3, 0.9)
+	if err := f.Trouble(f.Names()); err != nil {
+		t.Fatal(err)
+	}
+	p := Open(t, url, 1280, 900, true)
+	p.Until("the GPUs", `document.querySelectorAll(".node .bar").length === 18`)
+	Eval[bool](p, `document.querySelector(".fleet .span").focus() || true`)
+	first := Eval[string](p, `document.activeElement.dataset.key`)
+	p.Keys(kb.ArrowDown)
+	p.Until("another GPU", `document.activeElement.classList.contains("span") && document.activeElement.dataset.key.split("/")[1] !== "`+strings.Split(first, "/")[1]+`"`)
+	unnamed := Eval[[]string](p, `[...document.querySelectorAll("button, input, select, a")].filter((e) => !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels?.length)).map((e) => e.outerHTML.slice(0, 120))`)
+	if len(unnamed) > 0 {
+		t.Errorf("controls without a name: %v", unnamed)
+	}
+	// Text on the blocks, and beside them, against what it stands on (WCAG 2: 4.5).
+	for _, dark := range []bool{true, false} {
+		theme := map[bool]string{true: "dark", false: "light"}[dark]
+		Eval[bool](p, `(document.documentElement.dataset.theme = "`+theme+`") && true`)
+		for _, c := range Eval[[]string](p, contrasts) {
+			t.Errorf("%s theme: too little contrast: %s", theme, c)
+		}
+	}
+}
+
+// contrasts lists texts that are hard to read: it draws each colour on a canvas,
+// since computed colours come in several notations.
+const contrasts = `(() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const over = (stack) => { canvas.clearRect(0, 0, 1, 1); for (const c of stack) { canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); } return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3); };
+  const light = (rgb) => { const [r, g, b] = rgb.map((v) => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const bad = [];
+  for (const e of document.querySelectorAll(".span .profile, .gpu .left, .gpu .index, .node h2, .muted, .totals dt, .totals dd, .badge, .waiting .why, .filters button, .legend li")) {
+    if (!e.textContent.trim() || !e.offsetParent || e.closest(".sick, .foreign, .stuck")) continue;
+    const stack = [];
+    for (let at = e; at; at = at.parentElement) stack.unshift(getComputedStyle(at).backgroundColor);
+    const ground = over(["#fff", ...stack]), text = over(["#fff", ...stack, getComputedStyle(e).color]);
+    const [hi, lo] = [light(ground), light(text)].sort((a, b) => b - a);
+    const ratio = (hi + 0.05) / (lo + 0.05);
+    if (ratio < 4.5) bad.push(e.className + " " + e.textContent.slice(0, 20) + " " + ratio.toFixed(2));
+  }
+  return [...new Set(bad)].slice(0, 10);
+})()`
+
+// TestPageOfAThousandNodes: what it costs to show them and to follow one change.
+func TestPageOfAThousandNodes(t *testing.T) {
+	f, url := serve(t, 1000, 0.5)
+	p := Open(t, url, 1280, 900, false)
+	p.Until("1000 nodes", `document.getElementById("count").textContent === "1000 nodes" && !!document.documentElement.dataset.painted`)
+	paint := Eval[float64](p, `performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? -1`)
+	painted := Eval[string](p, `document.documentElement.dataset.painted`)
+	elements := Eval[int](p, `document.querySelectorAll("*").length`)
+	p.Until("the stream", `document.getElementById("live").textContent === "live"`)
+
+	var took []time.Duration
+	for i := range 5 {
+		pod := f.Create(fleet.Pod{Namespace: "ns", Name: "follow-" + string(rune('a'+i)), GPUs: 1, MemoryMiB: 4000})
+		bound := ""
+		for _, node := range f.Names() {
+			if ok, err := f.Bind(pod, node); err != nil {
+				t.Fatal(err)
+			} else if ok {
+				bound = node
+				break
+			}
+		}
+		began := time.Now()
+		f.Prepare(pod)
+		p.Until("the pod on "+bound, `!!document.querySelector('.fleet [data-pod="ns/`+pod.Name+`"][data-state="Used"]')`)
+		took = append(took, time.Since(began))
+	}
+	t.Logf("first contentful paint %.0f ms, all of the fleet drawn after %s ms, %d elements; updates shown after %v", paint, painted, elements, took)
+	if elements > 20000 {
+		t.Errorf("%d elements for 1000 nodes: those out of sight are drawn too", elements)
+	}
+	p.Screenshot("fleet-1000")
+	last := f.Names()[999]
+	Eval[bool](p, `document.querySelector('[data-node="`+last+`"]').scrollIntoView() || true`)
+	p.Until("the last node drawn", `document.querySelectorAll('[data-node="`+last+`"] .bar').length > 0`)
+}
+
+// TestScreenshots: both themes, wide and narrow; nothing is wider than the window.
+func TestScreenshots(t *testing.T) {
+	f, url := serve(t, 3, 0.6)
+	if err := f.Trouble(f.Names()); err != nil {
+		t.Fatal(err)
+	}
+	for _, shot := range []struct {
+		name  string
+		width int64
+		dark  bool
+	}{{"fleet-light", 1280, false}, {"fleet-dark", 1280, true}, {"fleet-light-400", 400, false}, {"fleet-dark-400", 400, true}} {
+		p := Open(t, url, shot.width, 860, shot.dark)
+		p.Until("the GPUs", `document.querySelectorAll(".node .bar").length === 18 && document.getElementById("live").textContent === "live"`)
+		p.Screenshot(shot.name)
+		if over := Eval[int](p, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); over > 0 {
+			t.Errorf("%s: the page is %d pixels wider than the window", shot.name, over)
+		}
+		if shot.dark {
+			Eval[bool](p, `document.querySelector('[data-state="Used"][data-profile^="3g"]').click() || true`)
+			p.Until("the story", `document.querySelectorAll(".steps .done").length >= 5`)
+			p.Screenshot(strings.Replace(shot.name, "fleet", "story", 1))
+		}
+	}
+}
