@@ -4,8 +4,10 @@
 package monitor
 
 import (
+	"iter"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -55,7 +57,7 @@ type nodeDevices struct {
 	allocatable int64
 }
 
-// devices lists allocatable nvidia.com/gpu of the nodes with a GPUNode.
+// devices lists what kubelet says can be allocated of the nodes with a GPUNode.
 func (f *Fleet) devices(view *View) []nodeDevices {
 	if f.src.Nodes == nil {
 		return nil
@@ -64,9 +66,10 @@ func (f *Fleet) devices(view *View) []nodeDevices {
 	if err != nil {
 		return nil
 	}
+	resource := f.src.Pool.Names().Count
 	byName := make(map[string]int64, len(all))
 	for _, n := range all {
-		q := n.Status.Allocatable[v1alpha1.ResourceGPU]
+		q := n.Status.Allocatable[resource]
 		byName[n.Name] = q.Value()
 	}
 	var out []nodeDevices
@@ -128,8 +131,8 @@ func gpuState(g *pool.GPUPicture) string {
 }
 
 var conditions = []string{
-	v1alpha1.ConditionReady, v1alpha1.ConditionConfigInvalid, v1alpha1.ConditionConfigMismatch,
-	v1alpha1.ConditionForeignInstances, v1alpha1.ConditionJournalLost, v1alpha1.ConditionModePending,
+	v1alpha1.ConditionReady, v1alpha1.ConditionConfigInvalid, v1alpha1.ConditionConfigMismatch, v1alpha1.ConditionForeignInstances,
+	v1alpha1.ConditionHardwareFailing, v1alpha1.ConditionJournalLost, v1alpha1.ConditionLibraryUnusable, v1alpha1.ConditionModePending,
 }
 
 var gpuLabels = []string{"node", "device_uuid", "device_index"}
@@ -192,7 +195,7 @@ var poolFamilies = []family{
 		},
 	}, {
 		name: "dynamig_node_condition", unit: "0 or 1", group: GroupPool, labels: []string{"node", "condition"},
-		help:   "1 where the condition of the GPUNode is True: Ready, ConfigInvalid, ConfigMismatch, ForeignInstances, JournalLost, ModePending.",
+		help:   "1 where the condition of the GPUNode is True: " + strings.Join(conditions, ", ") + ".",
 		source: "GPUNode status.conditions",
 		each: func(s *scrape, emit func(float64, ...string)) {
 			for _, n := range s.view.Nodes {
@@ -218,7 +221,7 @@ var poolFamilies = []family{
 		},
 	}, {
 		name: "dynamig_node_allocatable_devices", unit: "devices", group: GroupPool, labels: []string{"node"},
-		help:   "Allocatable nvidia.com/gpu of the Node. Kubelet sets it to 0 when the agent is gone.",
+		help:   "Allocatable nvidia.com/gpu, or what the device configuration names instead, of the Node. Kubelet sets it to 0 when the agent is gone.",
 		source: "Node status.allocatable",
 		each: func(s *scrape, emit func(float64, ...string)) {
 			for _, n := range s.nodes {
@@ -263,26 +266,41 @@ var poolFamilies = []family{
 		},
 	}, {
 		name: "dynamig_node_oldest_preparation_seconds", unit: "seconds", group: GroupPool, labels: []string{"node"},
-		help:   "Age of the oldest binding on the node whose instances are not all live; 0 when there is none.",
-		source: "pods, GPUNode status.gpus[].instances",
+		help:   "Age of the oldest binding on the node whose instances are not all live, or whose shares the agent is not done with; 0 when there is none.",
+		source: "pods, GPUNode status.gpus[].instances, status.pods",
 		each: func(s *scrape, emit func(float64, ...string)) {
 			for _, n := range s.view.Nodes {
 				oldest := 0.0
-				for i := range n.GPUs {
-					for j := range n.GPUs[i].Spans {
-						span := &n.GPUs[i].Spans[j]
-						if span.State != pool.SpanPreparing {
-							continue
-						}
-						if at, ok := s.bound(span.Owner.UID); ok {
-							oldest = max(oldest, s.now.Sub(at).Seconds())
-						}
+				for uid := range preparing(n) {
+					if at, ok := s.bound(uid); ok {
+						oldest = max(oldest, s.now.Sub(at).Seconds())
 					}
 				}
 				emit(oldest, n.Name)
 			}
 		},
 	},
+}
+
+// preparing are the pods on a node that wait for an instance or a share, once for each.
+func preparing(n *Drawn) iter.Seq[types.UID] {
+	return func(yield func(types.UID) bool) {
+		for i := range n.GPUs {
+			for _, s := range n.GPUs[i].Spans {
+				if s.State == pool.SpanPreparing && !yield(s.Owner.UID) {
+					return
+				}
+			}
+			if n.GPUs[i].Shares == nil {
+				continue
+			}
+			for _, s := range n.GPUs[i].Shares.Held {
+				if s.State == pool.SpanPreparing && !yield(s.Owner.UID) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // emitSorted emits counts by two labels in their order.

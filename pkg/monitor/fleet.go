@@ -98,7 +98,7 @@ func NewFleet(src Sources) (*Fleet, error) {
 		entries: map[string]*entry{}, gone: map[string]uint64{}, view: &View{},
 	}
 	changed := func(obj any) {
-		if pod := podOf(obj); pod != nil {
+		if pod := src.podOf(obj); pod != nil {
 			f.epochs.add(pod.Spec.NodeName)
 		}
 	}
@@ -114,12 +114,12 @@ func NewFleet(src Sources) (*Fleet, error) {
 }
 
 // podOf is the pod of an informer's event; nil for one without our resources.
-func podOf(obj any) *v1.Pod {
+func (src *Sources) podOf(obj any) *v1.Pod {
 	if tombstone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = tombstone.Obj
 	}
 	pod, ok := obj.(*v1.Pod)
-	if !ok || !pool.Wants(pod) {
+	if !ok || !src.Pool.Wants(pod) {
 		return nil
 	}
 	return pod
@@ -205,8 +205,9 @@ func (f *Fleet) podsOn(node string) []*v1.Pod {
 
 func (f *Fleet) listWaiting() []*WaitingPod {
 	var out []*WaitingPod
+	names := f.src.Pool.Names()
 	for _, pod := range f.podsOn("") {
-		out = append(out, waitingPod(pod))
+		out = append(out, waitingPod(pod, &names))
 	}
 	slices.SortFunc(out, func(a, b *WaitingPod) int {
 		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))

@@ -44,7 +44,7 @@ type steps struct {
 	bound     time.Time
 	watched   bool // bound was seen to happen, and is not read from the pod
 	prepared  time.Time
-	instances int // that the pod's allocation names
+	instances int // that the pod's allocation names; software shares are none
 }
 
 // NewJournal returns an empty journal. now is the clock.
@@ -79,13 +79,16 @@ func NewJournal(now func() time.Time) *Journal {
 	return j
 }
 
-// Decided notes a choice of Reserve.
+// Decided notes a choice of Reserve. The time is kept only while the pod's own events
+// tell of it: a choice may come when the pod is gone already.
 func (j *Journal) Decided(pod types.UID, took time.Duration) {
 	j.decisions.Inc()
 	j.decision.Observe(took.Seconds())
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.of(pod).decided = j.now()
+	if s := j.pods[pod]; s != nil {
+		s.decided = j.now()
+	}
 }
 
 func (j *Journal) of(pod types.UID) *steps {
@@ -118,7 +121,7 @@ func (j *Journal) Follow(src Sources) error {
 	_, err := src.Pods.AddEventHandler(cache.ResourceEventHandlerDetailedFuncs{
 		AddFunc:    func(obj any, initial bool) { j.onPod(src, nil, obj, initial) },
 		UpdateFunc: func(old, obj any) { j.onPod(src, old, obj, false) },
-		DeleteFunc: j.onPodGone,
+		DeleteFunc: func(obj any) { j.onPodGone(src, obj) },
 	})
 	if err == nil {
 		_, err = src.GPUNodes.AddEventHandler(cache.ResourceEventHandlerDetailedFuncs{
@@ -134,12 +137,12 @@ func (j *Journal) Follow(src Sources) error {
 }
 
 func (j *Journal) onPod(src Sources, old, obj any, initial bool) {
-	pod := podOf(obj)
+	pod := src.podOf(obj)
 	if pod == nil {
 		return
 	}
 	was, _ := old.(*v1.Pod)
-	j.countRefusal(was, pod, initial)
+	j.countRefusal(was, pod, src.Pool.Names().Count, initial)
 	j.mu.Lock()
 	s := j.of(pod.UID)
 	if _, ok := pod.Annotations[v1alpha1.AnnotationAllocation]; ok && s.published.IsZero() && !initial {
@@ -151,8 +154,8 @@ func (j *Journal) onPod(src Sources, old, obj any, initial bool) {
 		if c := condition(pod, v1.PodScheduled); initial && c != nil {
 			s.bound = c.LastTransitionTime.Time
 		}
-		if h, ok := pool.HolderOf(pod); ok {
-			s.instances = len(h.Spans)
+		if h, ok := src.Pool.HolderOf(pod); ok {
+			s.instances = instancesOf(h)
 		}
 	}
 	j.mu.Unlock()
@@ -165,8 +168,18 @@ func (j *Journal) onPod(src Sources, old, obj any, initial bool) {
 	}
 }
 
+func instancesOf(h pool.Holder) int {
+	count := 0
+	for _, held := range h.Spans {
+		if !held.IsShare() {
+			count++
+		}
+	}
+	return count
+}
+
 // countRefusal counts the kinds of a reason that is new to the pod.
-func (j *Journal) countRefusal(was, is *v1.Pod, initial bool) {
+func (j *Journal) countRefusal(was, is *v1.Pod, count v1.ResourceName, initial bool) {
 	c := condition(is, v1.PodScheduled)
 	if initial || c == nil || c.Status != v1.ConditionFalse || c.Message == "" || len(is.Spec.SchedulingGates) > 0 {
 		return
@@ -176,20 +189,21 @@ func (j *Journal) countRefusal(was, is *v1.Pod, initial bool) {
 			return
 		}
 	}
-	for _, name := range Classify(c.Message) {
+	for _, name := range Classify(c.Message, count) {
 		j.refusals.WithLabelValues(name).Inc()
 	}
 }
 
-func (j *Journal) onPodGone(obj any) {
-	if pod := podOf(obj); pod != nil {
+func (j *Journal) onPodGone(src Sources, obj any) {
+	if pod := src.podOf(obj); pod != nil {
 		j.mu.Lock()
 		defer j.mu.Unlock()
 		delete(j.pods, pod.UID)
 	}
 }
 
-// onReport notes the pods whose instances are all live now.
+// onReport notes the pods whose instances are all live now. No report shows when a
+// software share is ready: the agent's event does.
 func (j *Journal) onReport(obj any, initial bool) {
 	n, ok := obj.(*v1alpha1.GPUNode)
 	if !ok {
@@ -236,6 +250,9 @@ func (j *Journal) countAgentRefusals(n *v1alpha1.GPUNode, initial bool) {
 }
 
 func (j *Journal) onReportGone(obj any) {
+	if tombstone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = tombstone.Obj
+	}
 	if n, ok := obj.(*v1alpha1.GPUNode); ok {
 		j.mu.Lock()
 		defer j.mu.Unlock()

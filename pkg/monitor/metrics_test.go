@@ -23,18 +23,25 @@ import (
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/monitor"
+	"github.com/dynamig/dynamig/pkg/pool"
 	"github.com/dynamig/dynamig/test/fleet"
 )
 
 // everything is a monitor with all families.
 var everything = monitor.Config{InstanceMetrics: true, HAMiMetrics: true, LegacyMetrics: true}
 
-func newFleet(t testing.TB, nodes int, part float64) *fleet.Fleet {
+func fleetOf(t testing.TB, opts pool.Options) *fleet.Fleet {
 	t.Helper()
-	f, err := fleet.New(t.Context(), 1)
+	f, err := fleet.New(t.Context(), 1, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return f
+}
+
+func newFleet(t testing.TB, nodes int, part float64) *fleet.Fleet {
+	t.Helper()
+	f := fleetOf(t, pool.Options{})
 	if err := f.Fill(t.Context(), nodes, part); err != nil {
 		t.Fatal(err)
 	}

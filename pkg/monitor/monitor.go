@@ -206,7 +206,7 @@ func (m *Monitor) serveNode(w http.ResponseWriter, r *http.Request) {
 func (m *Monitor) servePod(w http.ResponseWriter, r *http.Request) {
 	obj, ok, err := m.fleet.src.Pods.GetStore().GetByKey(r.PathValue("namespace") + "/" + r.PathValue("name"))
 	pod, isPod := obj.(*v1.Pod)
-	if err != nil || !ok || !isPod || podOf(pod) == nil {
+	if err != nil || !ok || !isPod || m.fleet.src.podOf(pod) == nil {
 		http.Error(w, "there is no GPU pod of this name, or it has ended", http.StatusNotFound)
 		return
 	}

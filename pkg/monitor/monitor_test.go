@@ -26,7 +26,12 @@ func open(h http.Handler) http.Handler { return h }
 // served is a monitor on a port of the test's own.
 func served(t *testing.T, f *fleet.Fleet) string {
 	t.Helper()
-	s := httptest.NewServer(monitorOf(t, f, everything).Handler(open))
+	return serve(t, monitorOf(t, f, everything))
+}
+
+func serve(t *testing.T, m *monitor.Monitor) string {
+	t.Helper()
+	s := httptest.NewServer(m.Handler(open))
 	t.Cleanup(s.Close)
 	return s.URL
 }
@@ -277,7 +282,7 @@ func TestReasonsHaveTheirClass(t *testing.T) {
 	for _, reason := range []string{
 		pool.ReasonNoGPUNode, pool.ReasonNodeChanged, pool.ReasonNoMode, pool.ReasonNotOffered, pool.ReasonNominated, pool.ReasonNotSelected,
 	} {
-		if got := monitor.Classify("0/1 nodes are available: 1 " + reason + "."); len(got) != 1 || got[0] == "other" {
+		if got := monitor.Classify("0/1 nodes are available: 1 "+reason+".", v1alpha1.ResourceGPU); len(got) != 1 || got[0] == "other" {
 			t.Errorf("%q is of %v", reason, got)
 		}
 	}
@@ -294,7 +299,7 @@ func TestReasonsHaveTheirClass(t *testing.T) {
 		if v == nil {
 			t.Fatalf("%v fits", p)
 		}
-		if got := monitor.Classify(v.Reason); len(got) != 1 || got[0] != want {
+		if got := monitor.Classify(v.Reason, v1alpha1.ResourceGPU); len(got) != 1 || got[0] != want {
 			t.Errorf("%q is of %v, want %s", v.Reason, got, want)
 		}
 	}

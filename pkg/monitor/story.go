@@ -39,12 +39,13 @@ type Story struct {
 	EventsMissing string `json:"eventsMissing,omitempty"`
 }
 
-// Place is one span that the pod has.
+// Place is one span that the pod has, or one software share.
 type Place struct {
-	GPU   string           `json:"gpu"`
-	Index int32            `json:"index"`
-	Model string           `json:"model"`
-	Span  pool.SpanPicture `json:"span"`
+	GPU   string             `json:"gpu"`
+	Index int32              `json:"index"`
+	Model string             `json:"model"`
+	Span  *pool.SpanPicture  `json:"span,omitempty"`
+	Share *pool.SharePicture `json:"share,omitempty"`
 }
 
 // Step of a pod's way.
@@ -83,9 +84,10 @@ const eventsTimeout = 3 * time.Second
 
 // story is told from the view, the informer's pod, the journal and the events.
 func (m *Monitor) story(ctx context.Context, view *View, pod *v1.Pod) *Story {
+	names := m.fleet.src.Pool.Names()
 	s := &Story{
 		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Node: pod.Spec.NodeName, Phase: pod.Status.Phase,
-		Ending: pod.DeletionTimestamp != nil, Request: describeRequest(pod),
+		Ending: pod.DeletionTimestamp != nil, Request: describeRequest(pod, &names),
 		Containers: containersOf(pod), Events: []EventStory{},
 	}
 	for _, w := range view.Waiting {
@@ -116,7 +118,15 @@ func (s *Story) find(n *Drawn, uid types.UID) {
 		g := &n.GPUs[i]
 		for j := range g.Spans {
 			if o := g.Spans[j].Owner; o != nil && o.UID == uid {
-				s.Places = append(s.Places, Place{GPU: g.UUID, Index: g.Index, Model: g.Model, Span: g.Spans[j]})
+				s.Places = append(s.Places, Place{GPU: g.UUID, Index: g.Index, Model: g.Model, Span: &g.Spans[j]})
+			}
+		}
+		if g.Shares == nil {
+			continue
+		}
+		for j := range g.Shares.Held {
+			if held := &g.Shares.Held[j]; held.Owner.UID == uid {
+				s.Places = append(s.Places, Place{GPU: g.UUID, Index: g.Index, Model: g.Model, Share: held})
 			}
 		}
 	}

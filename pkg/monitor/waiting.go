@@ -30,16 +30,16 @@ type WaitingPod struct {
 	Ending    bool      `json:"ending,omitempty"`
 }
 
-func waitingPod(pod *v1.Pod) *WaitingPod {
+func waitingPod(pod *v1.Pod, names *v1alpha1.Resources) *WaitingPod {
 	w := &WaitingPod{
 		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Scheduler: pod.Spec.SchedulerName,
-		Created: pod.CreationTimestamp.Time, Request: describeRequest(pod), Nominated: pod.Status.NominatedNodeName,
+		Created: pod.CreationTimestamp.Time, Request: describeRequest(pod, names), Nominated: pod.Status.NominatedNodeName,
 		Gated: len(pod.Spec.SchedulingGates) > 0, Ending: pod.DeletionTimestamp != nil,
 	}
 	if c := condition(pod, v1.PodScheduled); c != nil && c.Status == v1.ConditionFalse {
 		w.Message = c.Message
 	}
-	w.Classes = classesOf(w)
+	w.Classes = classesOf(w, names)
 	return w
 }
 
@@ -53,14 +53,14 @@ func condition(pod *v1.Pod, of v1.PodConditionType) *v1.PodCondition {
 }
 
 // describeRequest says what a pod asks for: "main: gpu 2, gpumem 8000".
-func describeRequest(pod *v1.Pod) string {
+func describeRequest(pod *v1.Pod, names *v1alpha1.Resources) string {
 	var parts []string
 	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
 			var asks []string
-			for _, name := range append([]v1.ResourceName{v1alpha1.ResourceGPU}, v1alpha1.RequestOnlyResources()...) {
+			for _, name := range append([]v1.ResourceName{names.Count}, names.RequestOnly()...) {
 				if q, ok := list[i].Resources.Limits[name]; ok && !q.IsZero() {
-					asks = append(asks, fmt.Sprintf("%s %d", strings.TrimPrefix(string(name), "nvidia.com/"), q.Value()))
+					asks = append(asks, fmt.Sprintf("%s %d", withoutDomain(name), q.Value()))
 				}
 			}
 			if len(asks) > 0 {
@@ -74,6 +74,11 @@ func describeRequest(pod *v1.Pod) string {
 		}
 	}
 	return strings.Join(parts, "; ")
+}
+
+func withoutDomain(name v1.ResourceName) string {
+	_, short, _ := strings.Cut(string(name), "/")
+	return short
 }
 
 // class is a kind of reason for which a pod waits. There are few, so that they may
@@ -91,7 +96,6 @@ var classes = []class{
 	{"no_share", "enough left to share"},
 	{"no_share", "enough of a GPU left to share"},
 	{"just_refused", "had just refused the only"},
-	{"no_slot", "Insufficient nvidia.com/gpu"},
 	{"cannot_hold", "cannot be cut into"},
 	{"cannot_hold", "cannot share GPUs as"},
 	{"cannot_hold", "can neither be cut into nor"},
@@ -109,8 +113,9 @@ var classes = []class{
 	{"not_ready", "no node offers GPUs yet"},
 }
 
-// Further classes, which no text tells.
+// Further classes.
 const (
+	classNoSlot  = "no_slot" // NodeResourcesFit's, of the resource that kubelet counts
 	classUntried = "untried" // the scheduler has not said anything yet
 	classGated   = "gated"
 	classOther   = "other" // reasons of other plugins, and mistakes in the pod
@@ -118,7 +123,7 @@ const (
 
 // Classes lists the values that label reason can have.
 func Classes() []string {
-	names := []string{classUntried, classGated, classOther}
+	names := []string{classNoSlot, classUntried, classGated, classOther}
 	for _, c := range classes {
 		names = append(names, c.name)
 	}
@@ -126,23 +131,27 @@ func Classes() []string {
 	return slices.Compact(names)
 }
 
-func classesOf(w *WaitingPod) []string {
+func classesOf(w *WaitingPod, names *v1alpha1.Resources) []string {
 	switch {
 	case w.Gated:
 		return []string{classGated}
 	case w.Message == "":
 		return []string{classUntried}
 	}
-	return Classify(w.Message)
+	return Classify(w.Message, names.Count)
 }
 
-// Classify names the kinds of reason that a message of kube-scheduler tells.
-func Classify(message string) []string {
+// Classify names the kinds of reason that a message of kube-scheduler tells. count is
+// the resource that devices are counted by.
+func Classify(message string, count v1.ResourceName) []string {
 	var found []string
 	for _, c := range classes {
 		if strings.Contains(message, c.says) && !slices.Contains(found, c.name) {
 			found = append(found, c.name)
 		}
+	}
+	if strings.Contains(message, "Insufficient "+string(count)) {
+		found = append(found, classNoSlot)
 	}
 	if len(found) == 0 {
 		return []string{classOther}

@@ -84,6 +84,9 @@ func (p *Pool) Wants(pod *v1.Pod) bool { return p.opts.Wants(pod) }
 // HolderOf is what a bound pod's own annotation says under the pool's options.
 func (p *Pool) HolderOf(pod *v1.Pod) (Holder, bool) { return p.opts.HolderOf(pod) }
 
+// Names are the resources that requests are made of under the pool's options.
+func (p *Pool) Names() v1alpha1.Resources { return p.opts.names() }
+
 // Parse reads a pod's request under the pool's options. The prices of the moment
 // hold for it from then on.
 func (p *Pool) Parse(pod *v1.Pod) (*Request, error) {

@@ -51,17 +51,20 @@ type Fleet struct {
 	serial         int
 }
 
-// New returns an empty cluster; its goroutines end with ctx. Equal seeds give equal
-// clusters.
-func New(ctx context.Context, seed int64) (*Fleet, error) {
+// New returns an empty cluster whose requests are read under the options; its
+// goroutines end with ctx. Equal seeds give equal clusters.
+func New(ctx context.Context, seed int64, opts pool.Options) (*Fleet, error) {
 	f := &Fleet{
-		Pool: pool.New(pool.Options{}), Journal: monitor.NewJournal(time.Now), Client: fake.NewClientset(),
+		Pool: pool.New(opts), Journal: monitor.NewJournal(time.Now), Client: fake.NewClientset(),
 		Random: rand.New(rand.NewSource(seed)), gpuNodes: fcache.NewFakeControllerSource(), pods: fcache.NewFakeControllerSource(),
 		nodes:   cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{}),
 		reports: map[string]*v1alpha1.GPUNode{}, bound: map[types.UID]*v1.Pod{},
 	}
 	pods := cache.NewSharedIndexInformer(f.pods, &v1.Pod{}, 0, cache.Indexers{byNode: func(obj any) ([]string, error) {
-		return []string{obj.(*v1.Pod).Spec.NodeName}, nil
+		if pod := obj.(*v1.Pod); f.Pool.Wants(pod) {
+			return []string{pod.Spec.NodeName}, nil
+		}
+		return nil, nil
 	}})
 	gpuNodes := cache.NewSharedInformer(f.gpuNodes, &v1alpha1.GPUNode{}, 0)
 	f.Sources = monitor.Sources{Pool: f.Pool, GPUNodes: gpuNodes, Pods: pods, ByNode: byNode, Nodes: corelisters.NewNodeLister(f.nodes)}
@@ -103,8 +106,8 @@ func (f *Fleet) AddNode(name, board string, gpus int, templates ...[]string) err
 	n := &v1alpha1.GPUNode{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.Now()}}
 	n.Status = v1alpha1.GPUNodeStatus{DriverVersion: "570.124.06", ConfigGeneration: 1, Models: []v1alpha1.GPUModel{m}}
 	for _, c := range []string{
-		v1alpha1.ConditionConfigInvalid, v1alpha1.ConditionConfigMismatch, v1alpha1.ConditionForeignInstances,
-		v1alpha1.ConditionJournalLost, v1alpha1.ConditionModePending, v1alpha1.ConditionReady,
+		v1alpha1.ConditionConfigInvalid, v1alpha1.ConditionConfigMismatch, v1alpha1.ConditionForeignInstances, v1alpha1.ConditionHardwareFailing,
+		v1alpha1.ConditionJournalLost, v1alpha1.ConditionLibraryUnusable, v1alpha1.ConditionModePending, v1alpha1.ConditionReady,
 	} {
 		n.Status.Conditions = append(n.Status.Conditions, metav1.Condition{Type: c, Status: "False", Reason: "None", LastTransitionTime: metav1.Now()})
 	}
@@ -119,7 +122,7 @@ func (f *Fleet) AddNode(name, board string, gpus int, templates ...[]string) err
 	f.reports[name] = n
 	f.gpuNodes.Add(n.DeepCopy())
 	return f.nodes.Add(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1.NodeStatus{
-		Allocatable: v1.ResourceList{v1alpha1.ResourceGPU: *resource.NewQuantity(int64(7*gpus), resource.DecimalSI)},
+		Allocatable: v1.ResourceList{f.Pool.Names().Count: *resource.NewQuantity(int64(7*gpus), resource.DecimalSI)},
 	}})
 }
 
@@ -188,9 +191,10 @@ func (f *Fleet) Create(p Pod) *v1.Pod {
 
 func (f *Fleet) describe(p Pod) *v1.Pod {
 	f.serial++
-	limits := v1.ResourceList{v1alpha1.ResourceGPU: *resource.NewQuantity(p.GPUs, resource.DecimalSI)}
+	names := f.Pool.Names()
+	limits := v1.ResourceList{names.Count: *resource.NewQuantity(p.GPUs, resource.DecimalSI)}
 	if p.MemoryMiB > 0 {
-		limits[v1alpha1.ResourceMemory] = *resource.NewQuantity(p.MemoryMiB, resource.DecimalSI)
+		limits[names.Memory] = *resource.NewQuantity(p.MemoryMiB, resource.DecimalSI)
 	}
 	return &v1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
@@ -247,7 +251,7 @@ func (f *Fleet) place(pod *v1.Pod, n *pool.Node) (bool, error) {
 	pod.Annotations[v1alpha1.AnnotationAllocation] = text
 	pod.Spec.NodeName = n.Name
 	pod.Status.Conditions = []v1.PodCondition{{Type: v1.PodScheduled, Status: v1.ConditionTrue, LastTransitionTime: metav1.Now()}}
-	h, _ := pool.HolderOf(pod)
+	h, _ := f.Pool.HolderOf(pod)
 	f.Pool.Bound(h)
 	f.bound[pod.UID] = pod
 	return true, nil
@@ -264,7 +268,7 @@ func (f *Fleet) Prepare(pod *v1.Pod) {
 }
 
 func (f *Fleet) run(pod *v1.Pod, s *v1alpha1.GPUNodeStatus) {
-	h, ok := pool.HolderOf(pod)
+	h, ok := f.Pool.HolderOf(pod)
 	if !ok {
 		return
 	}

@@ -112,7 +112,7 @@ function leftNode(gpu) {
     el("b", {}, `${gpu.freeSlices}`), el("span", {}, " free"), el("span", { class: "more" }, gpu.largestFree ? ` · ${gpu.largestFree}` : " · nothing fits"));
 }
 
-const bad = { ConfigInvalid: true, JournalLost: true, LibraryUnusable: true };
+const bad = { ConfigInvalid: true, HardwareFailing: true, JournalLost: true, LibraryUnusable: true };
 
 export function badges(node) {
   const out = [];

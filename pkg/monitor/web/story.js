@@ -28,9 +28,10 @@ function stateOf(story) {
 
 function steps(story) {
   const known = Object.fromEntries(story.steps.map((s) => [s.name, s]));
-  return el("ol", { class: "steps" }, ...stepNames.map((name) => {
+  const last = Math.max(...stepNames.map((name, i) => (known[name] ? i : -1)));
+  return el("ol", { class: "steps" }, ...stepNames.map((name, i) => {
     const s = known[name];
-    if (!s && (name === "decided" || name === "published") && story.node) return null; // before this process ran
+    if (!s && i < last) return null; // taken, and nobody remembers when
     return el("li", { class: s ? "done" : "" }, el("b", {}, stepWords[name]),
       s ? el("time", { datetime: s.at, title: `${s.at}, ${s.from === "monitor" ? "seen by this monitor" : "as the API server has it"}` }, clock(s.at)) : el("time", {}, "not yet"),
       s?.seconds !== undefined ? el("span", { class: "took" }, `after ${took(s.seconds)}`) : null);
@@ -45,13 +46,16 @@ function where(story, node) {
   const out = [];
   for (const place of story.places || []) {
     const gpu = node?.gpus?.find((g) => g.uuid === place.gpu);
-    out.push(el("p", {}, `${place.span.profile} at slice ${place.span.start} of GPU ${place.index}, node ${story.node} (${place.model})`,
-      place.span.uuid ? el("span", { class: "muted" }, `  ${place.span.uuid}`) : ""));
+    const { span, share } = place;
+    const what = span ? `${span.profile} at slice ${span.start}` : `${share.memoryMiB} MiB${share.cores ? ` and ${share.cores}% of the cores` : ""}, shared in software,`;
+    out.push(el("p", {}, `${what} of GPU ${place.index}, node ${story.node} (${place.model})`,
+      span?.uuid ? el("span", { class: "muted" }, `  ${span.uuid}`) : ""));
     if (gpu) {
       const row = bar(node, gpu);
       for (const b of row.children) {
         b.disabled = true;
-        b.classList.add(Number(b.dataset.start) === place.span.start && b.dataset.profile === place.span.profile ? "lit" : "dim");
+        const its = span ? Number(b.dataset.start) === span.start && b.dataset.profile === span.profile : b.dataset.pod === `${story.namespace}/${story.name}`;
+        b.classList.add(its ? "lit" : "dim");
       }
       out.push(row);
     }

@@ -13,13 +13,14 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/dynamig/dynamig/pkg/monitor"
+	"github.com/dynamig/dynamig/pkg/pool"
 	"github.com/dynamig/dynamig/test/fleet"
 )
 
 // serve is a made-up fleet behind the real monitor.
 func serve(t *testing.T, nodes int, part float64) (*fleet.Fleet, string) {
 	t.Helper()
-	f, err := fleet.New(t.Context(), 1)
+	f, err := fleet.New(t.Context(), 1, pool.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

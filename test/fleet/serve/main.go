@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/dynamig/dynamig/pkg/monitor"
+	"github.com/dynamig/dynamig/pkg/pool"
 	"github.com/dynamig/dynamig/test/fleet"
 )
 
@@ -31,7 +32,7 @@ func main() {
 }
 
 func run(ctx context.Context, nodes, port int, part float64, churn time.Duration) error {
-	f, err := fleet.New(ctx, 1)
+	f, err := fleet.New(ctx, 1, pool.Options{})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,139 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package monitor_test
+
+import (
+	"bytes"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/monitor"
+	"github.com/dynamig/dynamig/pkg/pool"
+	"github.com/dynamig/dynamig/test/fleet"
+)
+
+// TestResourcesOfOtherNames: pods, waiting and placed, and allocatable devices are
+// seen by the names in force.
+func TestResourcesOfOtherNames(t *testing.T) {
+	f := fleetOf(t, pool.Options{Names: v1alpha1.Resources{
+		Count: "example.com/vgpu", Memory: "example.com/mem", MemoryPercentage: "example.com/mem-percentage",
+		Cores: "example.com/cores", Priority: "example.com/priority",
+	}})
+	addNode(t, f, "n", "A100-40GB", 1)
+	m := monitorOf(t, f, everything)
+	url := serve(t, m)
+	pod := f.Create(fleet.Pod{Namespace: "ns", Name: "p", GPUs: 1, MemoryMiB: 8000})
+	f.Refuse(pod, "0/1 nodes are available: 1 Insufficient example.com/vgpu.")
+	has := func(line string) func() bool {
+		return func() bool { return bytes.Contains(scrapeText(t, m), []byte(line+"\n")) }
+	}
+	eventually(t, "the waiting pod", has(`dynamig_waiting_pods{reason="no_slot"} 1`))
+	eventually(t, "the refusal", has(`dynamig_refusals_total{reason="no_slot"} 1`))
+	if !has(`dynamig_node_allocatable_devices{node="n"} 7`)() {
+		t.Error("the node's devices are not counted")
+	}
+	if ok, err := f.Bind(pod, "n"); !ok {
+		t.Fatal(err)
+	}
+	f.Prepare(pod)
+	eventually(t, "the preparation", has("dynamig_prepare_duration_seconds_count 1"))
+	var story monitor.Story
+	if get(t, url+"/api/v1/pods/ns/p", &story); story.Request != "main: vgpu 1, mem 8000" || len(story.Places) != 1 {
+		t.Errorf("request %q, places %+v", story.Request, story.Places)
+	}
+}
+
+// TestShareIsPreparing: a share counts as preparing while the agent lists its pod, and
+// its story says where it is and, from the agent's event, when it was prepared.
+func TestShareIsPreparing(t *testing.T) {
+	f := newFleet(t, 0, 0)
+	addNode(t, f, "n", "A30-24GB", 1)
+	f.Change("n", func(s *v1alpha1.GPUNodeStatus) {
+		g := &s.GPUs[0]
+		g.Mode = v1alpha1.GPUMode{Wanted: v1alpha1.ModeHAMiCore, Current: v1alpha1.ModeHAMiCore}
+		g.Shares = &v1alpha1.ShareCapacity{Count: 10, MemoryMiB: g.MemoryMiB, Cores: 100}
+	})
+	eventually(t, "the shares", func() bool {
+		n, err := f.Pool.Node("n")
+		return err == nil && n != nil && n.GPUs[0].Shares != nil
+	})
+	m := monitorOf(t, f, everything)
+	url := serve(t, m)
+	pod := f.Create(fleet.Pod{Namespace: "ns", Name: "p", GPUs: 1, MemoryMiB: 8000})
+	f.Change("n", func(s *v1alpha1.GPUNodeStatus) {
+		s.Pods = []v1alpha1.PodPreparation{{UID: pod.UID, Phase: v1alpha1.PodPreparing}}
+	})
+	if ok, err := f.Bind(pod, "n"); !ok {
+		t.Fatal(err)
+	}
+	age := func() string {
+		lines := series(scrapeText(t, m), "dynamig_node_oldest_preparation_seconds")
+		return strings.TrimPrefix(lines[0], `dynamig_node_oldest_preparation_seconds{node="n"} `)
+	}
+	eventually(t, "the age of the preparation", func() bool { return age() != "0" })
+	f.Change("n", func(s *v1alpha1.GPUNodeStatus) { s.Pods = nil })
+	eventually(t, "the end of the preparation", func() bool { return age() == "0" })
+
+	prepared := metav1.NewMicroTime(time.Now())
+	if _, err := f.Client.CoreV1().Events("ns").Create(t.Context(), &v1.Event{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p.1"}, EventTime: prepared, Reason: "Prepared",
+		InvolvedObject: v1.ObjectReference{Namespace: "ns", Name: "p", UID: pod.UID},
+	}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var story monitor.Story
+	get(t, url+"/api/v1/pods/ns/p", &story)
+	if len(story.Places) != 1 || story.Places[0].Span != nil || story.Places[0].Share == nil || story.Places[0].Share.MemoryMiB != 8000 {
+		t.Errorf("places = %+v", story.Places)
+	}
+	if at := slices.IndexFunc(story.Steps, func(s monitor.Step) bool { return s.Name == "prepared" }); at < 0 || story.Steps[at].From != "api" {
+		t.Errorf("steps = %+v", story.Steps)
+	}
+}
+
+// TestEveryConditionHasASeries holds the metric to the API's constants.
+func TestEveryConditionHasASeries(t *testing.T) {
+	file, err := parser.ParseFile(token.NewFileSet(), "../api/v1alpha1/types.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var declared []string
+	ast.Inspect(file, func(n ast.Node) bool {
+		spec, ok := n.(*ast.ValueSpec)
+		if !ok || !strings.HasPrefix(spec.Names[0].Name, "Condition") {
+			return true
+		}
+		value, err := strconv.Unquote(spec.Values[0].(*ast.BasicLit).Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		declared = append(declared, value)
+		return true
+	})
+	f := newFleet(t, 0, 0)
+	addNode(t, f, "n", "A30-24GB", 1)
+	var shown []string
+	for _, s := range parse(t, scrapeText(t, monitorOf(t, f, everything)))["dynamig_node_condition"].Metric {
+		for _, l := range s.Label {
+			if l.GetName() == "condition" {
+				shown = append(shown, l.GetValue())
+			}
+		}
+	}
+	slices.Sort(declared)
+	slices.Sort(shown)
+	if len(declared) < 6 || !slices.Equal(declared, shown) {
+		t.Errorf("the API has conditions %v, the metric %v", declared, shown)
+	}
+}
