@@ -127,6 +127,9 @@ func (f *findings) foreign() []string {
 // failing says which GPUs and instances cannot be used.
 func (f *findings) failing() []string {
 	var out []string
+	if f.inventory != nil {
+		out = append(out, f.inventory.missing...)
+	}
 	for i := range f.states {
 		if why := f.states[i].unhealthy; why != "" {
 			out = append(out, fmt.Sprintf("GPU %d: %s.", f.inventory.gpus[i].Index, why))

@@ -4,11 +4,13 @@
 package agent
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -177,6 +179,29 @@ func TestStartWithAnInvalidConfigurationOffersNothing(t *testing.T) {
 		}
 		b.reconfigure(nodeConfig)
 		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "True Offering")
+	})
+}
+
+// A pod that had its share before waits for a good configuration: without one it is
+// not known which GPUs there are.
+func TestShareWaitsForAGoodConfiguration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := shareBench(t, sharing, sim.GPUSpec{Board: "H100-80GB"})
+		b.start()
+		b.bind(pod{name: "a", devices: []v1alpha1.Device{b.share(0, 0, 8000, 0)}})
+		before := b.given("a", "main")
+		b.stop()
+		b.write("config.json", `{"nodeconfig": [{"name": "node1", "operatingmode": "MIG"}]}`)
+		b.start()
+		defer b.stop()
+		<-b.agent.Ready()
+		if _, err := b.prepare("a"); !errors.Is(err, errWait) {
+			t.Errorf("without a good configuration Prepare = %v, want %v", err, errWait)
+		}
+		b.reconfigure(sharing)
+		if diff := cmp.Diff(before, b.given("a", "main")); diff != "" {
+			t.Errorf("the share after a restart (-before +after):\n%s", diff)
+		}
 	})
 }
 

@@ -31,6 +31,7 @@ type inventory struct {
 	gpus          []managedGPU
 	models        []v1alpha1.GPUModel // by name
 	catalogues    map[string]*geometry.Catalogue
+	missing       []string // GPUs that do not answer and were never seen, sentences
 	mismatches    []string // of configuration and hardware, sentences
 	cordoned      []string // UUIDs of GPUs that take no new pods
 	library       string   // why no software share can be had; empty when it can
@@ -52,16 +53,24 @@ type managedGPU struct {
 func (a *Agent) manage(ctx context.Context) {
 	logger := klog.FromContext(ctx)
 	defer a.waitForWorkers(ctx)
+	l := &lister{session: a.session, hang: a.config.Timing.Hang}
 	var waiting sync.WaitGroup
 	defer waiting.Wait()
 	var once sync.Once
 	for {
 		var retry <-chan time.Time
-		if err := a.arrange(ctx); err != nil {
+		err := a.arrange(ctx, l)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
 			logger.Error(err, "Could not list the GPUs")
 			a.setTrouble(err.Error())
 			retry = time.After(a.config.Timing.Check)
 		} else {
+			if l.last != nil && len(l.last.missing) > 0 {
+				retry = time.After(a.config.Timing.Check)
+			}
 			a.setTrouble("")
 			once.Do(func() { waiting.Go(func() { a.becomeReady(ctx) }) })
 		}
@@ -125,40 +134,37 @@ func (a *Agent) waitForWorkers(ctx context.Context) {
 }
 
 // arrange lists the GPUs, starts and stops workers, and puts the inventory
-// together from what they know.
-func (a *Agent) arrange(ctx context.Context) error {
+// together from what they know. Where the GPUs cannot be listed it goes on with
+// those that were listed last.
+func (a *Agent) arrange(ctx context.Context, l *lister) error {
 	a.mu.Lock()
 	settings, cordoned := a.settings, a.cordoned
 	a.mu.Unlock()
 	if settings == nil {
 		return nil // nothing may be touched before it is known what is excluded
 	}
-	var gpus []nvml.GPU
-	inv := &inventory{generation: settings.generation, catalogues: map[string]*geometry.Catalogue{}, library: a.checkLibrary(), resource: a.config.Resource}
+	failure := l.list(ctx)
+	if l.last == nil {
+		return failure
+	}
+	inv := &inventory{
+		driverVersion: l.last.version, missing: l.last.missing,
+		generation: settings.generation, catalogues: map[string]*geometry.Catalogue{}, library: a.checkLibrary(), resource: a.config.Resource,
+	}
 	for uuid := range strings.SplitSeq(cordoned, ",") {
 		inv.cordoned = append(inv.cordoned, strings.TrimSpace(uuid))
-	}
-	_, err := a.session.use(func(d nvml.Driver) (err error) {
-		if inv.driverVersion, err = d.DriverVersion(); err != nil {
-			return err
-		}
-		gpus, err = d.GPUs()
-		return err
-	})
-	if err != nil {
-		return err
 	}
 	entry, configured := a.entry(settings)
 	inv.configured = configured
 	opened := a.session.opened()
-	excluded := a.employ(ctx, inv, gpus, entry, opened != a.opened)
+	excluded := a.employ(ctx, inv, l.last.gpus, entry, opened != a.opened)
 	a.opened = opened
 	inv.resolve(settings, entry)
 	a.mu.Lock()
 	a.inventory = inv
 	a.mu.Unlock()
 	a.owners.setGrounds(inv.grounds(excluded))
-	return nil
+	return failure
 }
 
 // entry is the configuration's entry for this node.

@@ -164,6 +164,9 @@ func (s *owners) prepare(c Container) preparation {
 			if o.pod == nil {
 				return preparation{wait: true, err: errors.New("the pod has not been seen in the API server yet")}
 			}
+			if s.grounds == nil { // the agent has started anew, and without a good configuration
+				return preparation{wait: true, err: errWait}
+			}
 			share, err := s.grounds.shareOf(o, c.Name, d)
 			if err != nil {
 				return preparation{err: err}

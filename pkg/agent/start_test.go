@@ -330,6 +330,85 @@ func (d *hanging) Profiles(id nvml.GPUID) ([]nvml.Profile, error) {
 	return d.Driver.Profiles(id)
 }
 
+// A listing of the GPUs that does not return is said, and does not keep a known
+// node from what it can do without it.
+func TestListingThatHangsIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1)
+		l := &listingHangs{}
+		b.wrap = func(d nvml.Driver) nvml.Driver {
+			l.Driver = d
+			return l
+		}
+		b.start()
+		defer b.stop()
+		<-b.agent.Ready()
+		release := make(chan struct{})
+		l.until.Store(&release)
+		b.reconfigure(`{"nodeconfig": [{"name": "other", "operatingmode": "mig"}]}`)
+		b.sleep(25 * time.Second)
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "False DriverUnavailable: The GPUs cannot be listed: the driver has been listing them since")
+		if got := b.slots.has(); got != 0 {
+			t.Errorf("capacity is %d; want 0: the configuration excludes the GPU", got)
+		}
+		b.reconfigure(nodeConfig)
+		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})
+		b.mustPrepare("a")
+		l.until.Store(nil)
+		close(release)
+		b.sleep(25 * time.Second)
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "True Offering")
+	})
+}
+
+// listingHangs lets the listing of GPUs wait.
+type listingHangs struct {
+	nvml.Driver
+	until atomic.Pointer[chan struct{}] // nil: not
+}
+
+func (d *listingHangs) GPUs() ([]nvml.GPU, error) {
+	if until := d.until.Load(); until != nil {
+		<-*until
+	}
+	return d.Driver.GPUs()
+}
+
+// A GPU that does not answer and was never seen is named, and found when it answers.
+func TestGPUThatDoesNotAnswerIsNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 2)
+		var silent atomic.Bool
+		silent.Store(true)
+		b.wrap = func(d nvml.Driver) nvml.Driver { return silentGPU{d, &silent} }
+		b.start()
+		defer b.stop()
+		<-b.agent.Ready()
+		b.expectText("condition", b.condition("HardwareFailing"), "True Failing: GPU 0: it is silent; its pods cannot start")
+		b.bind(pod{name: "b", devices: b.on(1, "2g.10gb@0")})
+		b.mustPrepare("b")
+		silent.Store(false)
+		b.sleep(25 * time.Second)
+		b.expectText("condition", b.condition("HardwareFailing"), "False None")
+		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})
+		b.mustPrepare("a")
+	})
+}
+
+// silentGPU leaves the first GPU out of listings.
+type silentGPU struct {
+	nvml.Driver
+	silent *atomic.Bool
+}
+
+func (d silentGPU) GPUs() ([]nvml.GPU, error) {
+	gpus, err := d.Driver.GPUs()
+	if err == nil && d.silent.Load() {
+		return gpus[1:], errors.New("GPU 0: it is silent")
+	}
+	return gpus, err
+}
+
 func TestFullDiskDelaysPodsAndLosesNothing(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		var full atomic.Bool

@@ -75,6 +75,10 @@ func (n *Node) driver(r *report) {
 	defer d.Close()
 	version, err := d.DriverVersion()
 	gpus, listErr := d.GPUs()
+	if len(gpus) > 0 && listErr != nil {
+		r.add(Problem, "GPUs", "Not all GPUs answer (%v); look for NVRM in the kernel log.", listErr)
+		listErr = nil
+	}
 	if err := errors.Join(err, listErr); err != nil {
 		r.add(Problem, "driver", "The NVIDIA driver does not answer (%v); look for NVRM in the kernel log.", err)
 		return

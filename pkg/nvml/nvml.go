@@ -141,7 +141,8 @@ type Driver interface {
 	// DriverVersion is the version of the loaded kernel driver.
 	DriverVersion() (string, error)
 
-	// GPUs lists the node's physical GPUs in NVML's order.
+	// GPUs lists the node's physical GPUs in NVML's order. Beside a list that is not
+	// empty an error says which GPUs are left out because they do not answer.
 	GPUs() ([]GPU, error)
 
 	// Profiles lists the GPU instance profiles of a MIG capable GPU, by

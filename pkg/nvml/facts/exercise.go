@@ -6,6 +6,7 @@ package facts
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/dynamig/dynamig/pkg/nvml"
@@ -16,13 +17,15 @@ import (
 // and no process. It stops at the first instance that cannot be destroyed.
 func Exercise(d nvml.Driver, node *Node, index int) error {
 	gpus, err := d.GPUs()
-	if err != nil {
+	if len(gpus) == 0 && err != nil {
 		return err
 	}
-	if index < 0 || index >= len(gpus) || index >= len(node.GPUs) {
-		return fmt.Errorf("exercising GPU %d: the node has %d GPUs; name one of them", index, len(gpus))
+	// A GPU that does not answer is in no list: the place in one is not the index.
+	at := slices.IndexFunc(gpus, func(gpu nvml.GPU) bool { return gpu.Index == index })
+	if at < 0 || len(gpus) != len(node.GPUs) {
+		return errors.Join(fmt.Errorf("exercising GPU %d: it is not among the %d GPUs that answer; name one of them", index, len(gpus)), err)
 	}
-	id, g := gpus[index].ID, &node.GPUs[index]
+	id, g := gpus[at].ID, &node.GPUs[at]
 	if err := idle(d, id); err != nil {
 		return fmt.Errorf("exercising GPU %d: %w", index, err)
 	}

@@ -111,7 +111,7 @@ func (g *GPU) GPUInstanceAt(profile, start int) (gi int, ok bool) {
 	return 0, false
 }
 
-// Record reads a node. It changes nothing.
+// Record reads a node. It changes nothing. GPUs that do not answer are left out.
 func Record(d nvml.Driver, source Source) (Node, error) {
 	node := Node{Version: version, Source: source}
 	var err error
@@ -119,7 +119,7 @@ func Record(d nvml.Driver, source Source) (Node, error) {
 		return Node{}, err
 	}
 	gpus, err := d.GPUs()
-	if err != nil {
+	if len(gpus) == 0 && err != nil {
 		return Node{}, err
 	}
 	for _, gpu := range gpus {

@@ -8,6 +8,7 @@ package native
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	lib "github.com/NVIDIA/go-nvml/pkg/nvml"
 
@@ -37,29 +38,26 @@ func (d *Driver) gpu(id nvml.GPUID) (board, error) {
 		}
 		d.forget(id)
 	}
-	lost, err := d.each(func(_ int, other nvml.GPUID, device lib.Device) error {
-		if other == id {
-			b = board{device: device}
-			return errFound
+	found := false
+	passed, err := d.each(nil, func(v visit) bool {
+		if found = v.gpu.ID == id; found {
+			b = board{device: v.device}
 		}
-		return nil
+		return !found
 	})
 	switch {
-	case errors.Is(err, errFound):
+	case found:
 		d.mu.Lock()
 		d.boards[id] = b
 		d.mu.Unlock()
 		return b, nil
 	case err != nil:
 		return board{}, fmt.Errorf("looking for %s: %w", id, err)
-	case lost > 0:
-		return board{}, fmt.Errorf("looking for %s: %d GPU(s) of this node are lost, and it is not among the others: %w", id, lost, nvml.ErrGPULost)
+	case len(passed) > 0:
+		return board{}, fmt.Errorf("looking for %s: it is not among the GPUs that answer: %w", id, errors.Join(passed...))
 	}
 	return board{}, fmt.Errorf("looking for %s: this node has no such GPU: %w", id, nvml.ErrNotFound)
 }
-
-// errFound ends a walk over GPUs.
-var errFound = errors.New("found")
 
 // forget drops what is known of a GPU: after a change of mode, and when the
 // library refused an argument, which may have been the handle.
@@ -77,30 +75,77 @@ func (d *Driver) judge(id nvml.GPUID, err error) error {
 	return err
 }
 
-// each calls f with each GPU, in the library's order, until f returns an error. GPUs
-// that are lost, or that need a reset before anything else, are passed over and
-// counted: whether the library says so itself or f finds it out.
-func (d *Driver) each(f func(index int, id nvml.GPUID, device lib.Device) error) (lost int, err error) {
+// patience is how long one GPU may take to be opened and read before the walk goes
+// on without it. Without persistence mode opening takes some seconds.
+const patience = 5 * time.Second
+
+// visit is a GPU that answered.
+type visit struct {
+	gpu    nvml.GPU // ID and Index, and what read has read
+	device lib.Device
+	err    error // why it did not answer
+}
+
+// each opens each GPU, in the library's order, reads it (nil: not) and calls f, until
+// that returns false. A GPU that does not answer, or not in time, does not hide the
+// others: it is passed over, and passed says why. The error is of the session.
+func (d *Driver) each(read func(index int, id nvml.GPUID, device lib.Device) (nvml.GPU, error), f func(visit) bool) (passed []error, err error) {
 	count, ret := d.lib.DeviceGetCount()
 	if err := check(ret, "counting GPUs"); err != nil {
-		return 0, err
+		return nil, err
 	}
 	for i := range count {
-		uuid := ""
-		device, ret := d.lib.DeviceGetHandleByIndex(i)
-		if ret == lib.SUCCESS {
-			uuid, ret = device.GetUUID()
-		}
-		err := check(ret, "opening GPU %d", i)
-		if err == nil {
-			err = f(i, nvml.GPUID(uuid), device)
-		}
+		v := d.visit(i, read)
 		switch {
-		case errors.Is(err, nvml.ErrGPULost) || errors.Is(err, nvml.ErrResetRequired):
-			lost++
-		case err != nil:
-			return lost, err
+		case errors.Is(v.err, nvml.ErrUninitialized) || errors.Is(v.err, nvml.ErrDriverNotLoaded):
+			return passed, v.err
+		case v.err != nil:
+			passed = append(passed, v.err)
+		case !f(v):
+			return passed, nil
 		}
 	}
-	return lost, nil
+	return passed, nil
+}
+
+// visit opens and reads one GPU. A GPU that has not answered for long is not asked
+// again before it does.
+func (d *Driver) visit(index int, read func(int, nvml.GPUID, lib.Device) (nvml.GPU, error)) visit {
+	late := visit{err: fmt.Errorf("GPU %d does not answer: %w", index, nvml.ErrTimeout)}
+	d.mu.Lock()
+	before := d.late[index]
+	d.mu.Unlock()
+	if before != nil && len(before) == 0 {
+		return late
+	}
+	if err := d.begin(); err != nil {
+		return visit{err: err}
+	}
+	done := make(chan visit, 1)
+	go func() {
+		defer d.end()
+		done <- d.open(index, read)
+	}()
+	select {
+	case v := <-done:
+		return v
+	case <-time.After(patience):
+		d.mu.Lock()
+		d.late[index] = done
+		d.mu.Unlock()
+		return late
+	}
+}
+
+func (d *Driver) open(index int, read func(int, nvml.GPUID, lib.Device) (nvml.GPU, error)) (v visit) {
+	device, ret := d.lib.DeviceGetHandleByIndex(index)
+	uuid := ""
+	if ret == lib.SUCCESS {
+		uuid, ret = device.GetUUID()
+	}
+	v = visit{gpu: nvml.GPU{ID: nvml.GPUID(uuid), Index: index}, device: device, err: check(ret, "opening GPU %d", index)}
+	if v.err == nil && read != nil {
+		v.gpu, v.err = read(index, v.gpu.ID, device)
+	}
+	return v
 }

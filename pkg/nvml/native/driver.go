@@ -36,6 +36,7 @@ type Driver struct {
 	mu      sync.Mutex              // guards what follows; not held over library calls
 	boards  map[nvml.GPUID]board    // what is known of each GPU
 	seen    map[nvml.GPUID]nvml.GPU // GPUs as they were listed last
+	late    map[int]chan visit      // by index: GPUs that did not answer in time; full once they have
 	running int                     // methods that may be in the library now
 	closed  bool
 }
@@ -77,7 +78,7 @@ func OpenLibrary(library lib.Interface, root string) (*Driver, error) {
 	if err := check(ret, "opening the library"); err != nil {
 		return nil, err
 	}
-	return &Driver{lib: library, root: root, boards: map[nvml.GPUID]board{}, seen: map[nvml.GPUID]nvml.GPU{}}, nil
+	return &Driver{lib: library, root: root, boards: map[nvml.GPUID]board{}, seen: map[nvml.GPUID]nvml.GPU{}, late: map[int]chan visit{}}, nil
 }
 
 // Close implements nvml.Driver. The library is given back when the last call that
@@ -133,27 +134,25 @@ func (d *Driver) DriverVersion() (string, error) {
 	return version, check(ret, "reading driver version")
 }
 
-// GPUs implements nvml.Driver. A GPU that is lost stays listed as it was, if this
-// session has seen it before; else it cannot be told which one it is.
+// GPUs implements nvml.Driver. A GPU that does not answer stays listed as it was, if
+// this session has seen it before; else it cannot be told which one it is.
 func (d *Driver) GPUs() ([]nvml.GPU, error) {
 	if err := d.begin(); err != nil {
 		return nil, fmt.Errorf("listing GPUs: %w", err)
 	}
 	defer d.end()
 	listed := map[nvml.GPUID]nvml.GPU{}
-	lost, err := d.each(func(index int, id nvml.GPUID, device lib.Device) error {
-		gpu, err := d.facts(index, id, device)
-		if err == nil {
-			listed[id] = gpu
-		}
-		return err
+	passed, err := d.each(d.facts, func(v visit) bool {
+		listed[v.gpu.ID] = v.gpu
+		return true
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing GPUs: %w", err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if lost > 0 {
+	answered := len(listed)
+	if len(passed) > 0 {
 		for id, gpu := range d.seen {
 			if _, ok := listed[id]; !ok {
 				listed[id] = gpu
@@ -161,7 +160,14 @@ func (d *Driver) GPUs() ([]nvml.GPU, error) {
 		}
 	}
 	d.seen = listed
-	return slices.SortedFunc(maps.Values(listed), func(x, y nvml.GPU) int { return cmp.Compare(x.Index, y.Index) }), nil
+	if len(listed) == answered+len(passed) {
+		passed = nil // none is missing
+	}
+	gpus := slices.SortedFunc(maps.Values(listed), func(x, y nvml.GPU) int { return cmp.Compare(x.Index, y.Index) })
+	if err := errors.Join(passed...); err != nil {
+		return gpus, fmt.Errorf("listing GPUs: %w", err)
+	}
+	return gpus, nil
 }
 
 // facts reads what does not change of a GPU.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	lib "github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -187,14 +188,25 @@ func TestMemoryIsWhatThisDriverReports(t *testing.T) {
 	}
 }
 
-func TestGPUThatIsUnlikeOthersIsAnError(t *testing.T) {
-	for _, call := range []string{"GetMinorNumber", "GetName", "GetMemoryInfo", "GetPciInfo", "GetArchitecture", "GetVirtualizationMode", "GetMigMode", "GetUUID", "DeviceGetCount", "DeviceGetHandleByIndex"} {
+func TestSessionThatFailsHasNoGPUs(t *testing.T) {
+	for _, c := range []struct {
+		call string
+		ret  lib.Return
+		want error
+	}{
+		{"DeviceGetCount", lib.ERROR_UNKNOWN, nvml.ErrUnknown},
+		{"DeviceGetHandleByIndex", lib.ERROR_UNINITIALIZED, nvml.ErrUninitialized},
+		{"GetName", lib.ERROR_UNINITIALIZED, nvml.ErrUninitialized},
+	} {
 		d, library, _ := one(t, "A30-24GB")
-		library.Fault(call, 1, lib.ERROR_UNKNOWN)
-		if gpus, err := d.GPUs(); !errors.Is(err, nvml.ErrUnknown) || gpus != nil {
-			t.Errorf("GPUs with %s failing = %v, %v; want ErrUnknown", call, gpus, err)
+		library.Fault(c.call, 1, c.ret)
+		if gpus, err := d.GPUs(); !errors.Is(err, c.want) || gpus != nil {
+			t.Errorf("GPUs with %s failing = %v, %v; want %v alone", c.call, gpus, err, c.want)
 		}
 	}
+}
+
+func TestGPUWithoutMIGIsNotCapable(t *testing.T) {
 	d, library, _ := one(t, "A30-24GB")
 	library.Fault("GetMigMode", 1, lib.ERROR_NOT_SUPPORTED)
 	gpus, err := d.GPUs()
@@ -204,31 +216,29 @@ func TestGPUThatIsUnlikeOthersIsAnError(t *testing.T) {
 	}
 }
 
-// A GPU that is lost or needs a reset does not hide the others, and stays listed
+// A GPU that does not answer does not hide the others, is named, and stays listed
 // where it was seen before.
-func TestLostGPUDoesNotHideTheOthers(t *testing.T) {
-	for _, c := range []struct {
-		call string
-		ret  lib.Return
-	}{
-		{"DeviceGetHandleByIndex", lib.ERROR_GPU_IS_LOST}, {"DeviceGetHandleByIndex", lib.ERROR_RESET_REQUIRED},
-		{"GetUUID", lib.ERROR_GPU_IS_LOST}, {"GetMemoryInfo", lib.ERROR_GPU_IS_LOST}, {"GetMigMode", lib.ERROR_GPU_IS_LOST},
-	} {
-		library := node(t, sim.GPUSpec{Board: "A30-24GB", MIG: true}, sim.GPUSpec{Board: "A30-24GB", MIG: true})
-		d := open(t, library)
-		library.Fault(c.call, 1, c.ret)
-		without, err := d.GPUs()
-		must(t, err)
-		gpus, err := d.GPUs()
-		must(t, err)
-		if len(gpus) != 2 || len(without) != 1 || without[0] != gpus[1] {
-			t.Errorf("%s %d: GPUs %v; want the second only", c.call, int(c.ret), without)
-		}
-		library.Fault(c.call, 1, c.ret)
-		again, err := d.GPUs()
-		must(t, err)
-		if diff := cmp.Diff(gpus, again); diff != "" {
-			t.Errorf("%s %d: GPUs once they were seen (-before +now):\n%s", c.call, int(c.ret), diff)
+func TestGPUThatDoesNotAnswerDoesNotHideTheOthers(t *testing.T) {
+	for _, call := range []string{"DeviceGetHandleByIndex", "GetUUID", "GetMinorNumber", "GetName", "GetMemoryInfo", "GetPciInfo", "GetArchitecture", "GetVirtualizationMode", "GetMigMode"} {
+		for ret, want := range map[lib.Return]error{lib.ERROR_GPU_IS_LOST: nvml.ErrGPULost, lib.ERROR_RESET_REQUIRED: nvml.ErrResetRequired, lib.ERROR_UNKNOWN: nvml.ErrUnknown} {
+			library := node(t, sim.GPUSpec{Board: "A30-24GB", MIG: true}, sim.GPUSpec{Board: "A30-24GB", MIG: true})
+			d := open(t, library)
+			library.Fault(call, 1, ret)
+			without, err := d.GPUs()
+			if !errors.Is(err, want) || !strings.Contains(err.Error(), "GPU 0") {
+				t.Errorf("%s %d: GPUs = %v; want an error that names GPU 0", call, int(ret), err)
+			}
+			gpus, err := d.GPUs()
+			must(t, err)
+			if len(gpus) != 2 || len(without) != 1 || without[0] != gpus[1] {
+				t.Errorf("%s %d: GPUs %v; want the second only", call, int(ret), without)
+			}
+			library.Fault(call, 1, ret)
+			again, err := d.GPUs()
+			must(t, err)
+			if diff := cmp.Diff(gpus, again); diff != "" {
+				t.Errorf("%s %d: GPUs once they were seen (-before +now):\n%s", call, int(ret), diff)
+			}
 		}
 	}
 	library := node(t, sim.GPUSpec{Board: "A30-24GB", MIG: true})
@@ -301,6 +311,49 @@ func TestSetMIGModeVerifiesTheMode(t *testing.T) {
 		must(t, err)
 		wantErr(t, d.SetMIGMode(gpus[0].ID, true), want)
 	}
+}
+
+// A GPU whose calls do not return delays a walk once, and no other GPU after it.
+func TestGPUThatHangsIsPassedOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		library := &hanging{Library: node(t, sim.GPUSpec{Board: "A30-24GB", MIG: true}, sim.GPUSpec{Board: "A30-24GB", MIG: true}), until: make(chan struct{})}
+		d := open(t, library)
+		gpus, err := d.GPUs()
+		wantErr(t, err, nvml.ErrTimeout)
+		if len(gpus) != 1 || gpus[0].Index != 1 {
+			t.Fatalf("GPUs = %v; want the second", gpus)
+		}
+		began := time.Now()
+		_, err = d.Instances(gpus[0].ID)
+		must(t, err)
+		if waited := time.Since(began); waited > 0 {
+			t.Errorf("the other GPU waited %s", waited)
+		}
+		_, err = d.Instances("GPU-x")
+		wantErr(t, err, nvml.ErrTimeout)
+		must(t, d.Close())
+		if slices.Contains(library.Calls(), "Shutdown") {
+			t.Error("the library was given back under a call that runs")
+		}
+		close(library.until)
+		synctest.Wait()
+		if !slices.Contains(library.Calls(), "Shutdown") {
+			t.Error("the library was not given back after the last call")
+		}
+	})
+}
+
+// hanging lets the first GPU's opening wait.
+type hanging struct {
+	*simnvml.Library
+	until chan struct{}
+}
+
+func (h *hanging) DeviceGetHandleByIndex(index int) (lib.Device, lib.Return) {
+	if index == 0 {
+		<-h.until
+	}
+	return h.Library.DeviceGetHandleByIndex(index)
 }
 
 // T6: after a change of mode the old handle is stale; nobody notices.

@@ -1,0 +1,86 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/dynamig/dynamig/pkg/nvml"
+)
+
+// lister lists the GPUs of the node, one listing at a time. A listing cannot be
+// cancelled, so one that does not return is left behind until it does. For one
+// caller at a time.
+type lister struct {
+	session *session
+	hang    time.Duration // until a listing counts as one that does not return
+
+	last    *listing // that worked; nil until one has
+	running *listing // that was begun and has not been taken
+}
+
+// listing is what the driver said of the node.
+type listing struct {
+	began   time.Time
+	done    chan struct{} // closed when the rest is filled in
+	version string        // of the driver
+	gpus    []nvml.GPU
+	missing []string // GPUs that do not answer, sentences
+	err     error
+}
+
+// list replaces last. An error leaves it as it is.
+func (l *lister) list(ctx context.Context) error {
+	if l.running != nil && l.running.late(l.hang) {
+		select {
+		case <-l.running.done: // what it says is old
+			l.running = nil
+		default:
+			return l.running.hangs()
+		}
+	}
+	if l.running == nil {
+		l.running = &listing{began: time.Now(), done: make(chan struct{})}
+		go l.running.ask(l.session)
+	}
+	select {
+	case <-l.running.done:
+	case <-time.After(time.Until(l.running.began.Add(l.hang))):
+		return l.running.hangs()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	done := l.running
+	l.running = nil
+	if done.err == nil {
+		l.last = done
+	}
+	return done.err
+}
+
+func (n *listing) late(hang time.Duration) bool { return time.Since(n.began) >= hang }
+
+func (n *listing) hangs() error {
+	return fmt.Errorf("the driver has been listing them since %s; look for NVRM in the kernel log, and reset the GPU that hangs or reboot the node", n.began.UTC().Format(time.TimeOnly))
+}
+
+func (n *listing) ask(s *session) {
+	defer close(n.done)
+	_, n.err = s.use(func(d nvml.Driver) (err error) {
+		if n.version, err = d.DriverVersion(); err != nil {
+			return err
+		}
+		n.gpus, err = d.GPUs()
+		return err
+	})
+	if n.err != nil && len(n.gpus) > 0 {
+		for line := range strings.SplitSeq(n.err.Error(), "\n") {
+			n.missing = append(n.missing, line+"; its pods cannot start")
+		}
+		n.err = nil
+	}
+}
