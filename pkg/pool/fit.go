@@ -309,11 +309,6 @@ func (v *View) held(position int, d Assigned) Held {
 	return h
 }
 
-// Offers reports whether the node still offers what h holds: its GPUs are there
-// and take instances, its profiles exist, and nobody else's instance is in the
-// way. It is the last check before a choice is published.
-func (n *Node) Offers(h Holder) bool { return n.idle.Has(h) }
-
 // Has reports whether all that h holds is on offer and free in v.
 func (v *View) Has(h Holder) bool {
 	state := v.state()

@@ -58,7 +58,7 @@ const (
 func (s LedgerScope) includes(h *Holder) bool {
 	switch s {
 	case LedgerUnbound:
-		return h.State != Bound
+		return h.State != Bound && !h.Simulated
 	case LedgerAll:
 		return !h.Simulated
 	default:

@@ -19,6 +19,7 @@ import (
 	schedutil "k8s.io/kubernetes/pkg/scheduler/util"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 // Event reasons of the plugin.
@@ -27,9 +28,16 @@ const (
 	reasonOverwritten = "AllocationOverwritten"
 )
 
-// PreBindPreFlight skips where PreBind has no work.
+// PreBindPreFlight skips where PreBind has no work. The framework leaves out PreBind
+// then, so that what Bind needs of the profile is looked at here as well.
 func (pl *Plugin) PreBindPreFlight(_ context.Context, cs fwk.CycleState, _ *v1.Pod, _ string) (*fwk.PreBindPreFlightResult, *fwk.Status) {
-	if _, err := readState(cs); err != nil || pl.write == WriteBinding {
+	if _, err := readState(cs); err != nil {
+		return nil, fwk.NewStatus(fwk.Skip)
+	}
+	if pl.write == WriteBinding {
+		if err := pl.mustBind(); err != nil {
+			return nil, fwk.AsStatus(err)
+		}
 		return nil, fwk.NewStatus(fwk.Skip)
 	}
 	return &fwk.PreBindPreFlightResult{AllowParallel: true}, nil
@@ -73,11 +81,10 @@ func (pl *Plugin) publish(ctx context.Context, s *state, pod *v1.Pod, nodeName s
 	if _, ok := pl.pool.Holder(pod.UID); !ok {
 		return fwk.NewStatus(fwk.Unschedulable, "the pod was deleted while it was being bound")
 	}
-	if node, err := pl.pool.Node(nodeName); err != nil || node == nil ||
-		node.UID != s.chosen.view.Node.UID || !node.Offers(s.chosen.holder) {
+	if !pl.stands(s.chosen) {
 		return fwk.NewStatus(fwk.Unschedulable, fmt.Sprintf("node %s no longer offers the chosen MIG placements", nodeName))
 	}
-	text, err := s.chosen.view.Allocation(s.request, s.chosen.plan).Encode()
+	text, err := s.allocation()
 	if err != nil {
 		return fwk.AsStatus(err)
 	}
@@ -90,6 +97,23 @@ func (pl *Plugin) publish(ctx context.Context, s *state, pod *v1.Pod, nodeName s
 		logger.Info("Published allocation", "pod", klog.KObj(pod), "node", nodeName, "placement", s.describe())
 	}
 	return nil
+}
+
+// allocation is the annotation's text for what was chosen.
+func (s *state) allocation() (string, error) {
+	return s.chosen.view.Allocation(s.request, s.chosen.plan).Encode()
+}
+
+// stands reports whether the node still offers what was chosen, and nobody else has
+// it: a leader that comes late, or one that a lost Binding has misled, sees by now
+// what was bound meanwhile.
+func (pl *Plugin) stands(c *choice) bool {
+	node, err := pl.pool.Node(c.holder.Node)
+	if err != nil || node == nil || node.UID != c.view.Node.UID {
+		return false
+	}
+	others := pool.Scope{Ledger: pool.LedgerUnbound, Except: c.holder.UID}
+	return pl.pool.FreshView(node, slices.Values(pl.podsOn(node.Name)), others).Has(c.holder)
 }
 
 // patch writes the annotation to the pod.
@@ -119,7 +143,7 @@ func (pl *Plugin) bind(ctx context.Context, pod *v1.Pod, nodeName, text string) 
 		},
 		Target: v1.ObjectReference{Kind: "Node", Name: nodeName},
 	}
-	if err := pl.send(ctx, binding); err != nil {
+	if err := pl.send(ctx, binding); err != nil && !pl.isBound(ctx, pod, nodeName, text) {
 		return fmt.Errorf("binding pod %s to node %s: %w", klog.KObj(pod), nodeName, err)
 	}
 	return nil

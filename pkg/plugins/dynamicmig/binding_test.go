@@ -208,9 +208,20 @@ func TestBindingNeedsThePluginToBindFirst(t *testing.T) {
 		r.start()
 		r.addNode(node("n").Obj(), report(t, "n", 1).GPUNode)
 		c, assumed := r.mustReserve(r.create(pod("p", "gpu=1").Obj()), "n")
+		const want = "enable it there, as manifests/base/scheduler/config.yaml does"
+		// Feature gate NominatedNodeNameForExpectation off: only PreBind comes.
 		status := c.framework.RunPreBindPlugins(r.ctx, c.state, assumed, "n")
-		if want := "enable it there, as manifests/base/scheduler/config.yaml does"; status.Code() != fwk.Error || !strings.Contains(status.Message(), want) {
+		if status.Code() != fwk.Error || !strings.Contains(status.Message(), want) {
 			t.Errorf("PreBind says %v, want Error with %q", status, want)
+		}
+		// On: PreBind comes only where PreBindPreFlight has not skipped it.
+		status = c.framework.RunPreBindPreFlights(r.ctx, c.state, assumed, "n")
+		if status.Code() != fwk.Error || !strings.Contains(status.Message(), want) {
+			t.Errorf("PreBindPreFlight says %v, want Error with %q", status, want)
+		}
+		plain := newState()
+		if status := c.framework.RunPreBindPreFlights(r.ctx, plain, pod("plain", "").Obj(), "n"); !status.IsSkip() {
+			t.Errorf("PreBindPreFlight of a pod without GPUs says %v, want Skip", status)
 		}
 	})
 }

@@ -117,9 +117,12 @@ func concat[T any](parts ...iter.Seq[T]) iter.Seq[T] {
 	}
 }
 
-// Unreserve forgets the choice. Idempotent; it may come without Reserve. What
-// PreBind may have written stays: an annotation on an unbound pod binds nobody,
-// and removing it could remove the next leader's.
-func (pl *Plugin) Unreserve(_ context.Context, _ fwk.CycleState, pod *v1.Pod, _ string) {
-	pl.pool.ForgetUnbound(pod.UID)
+// Unreserve forgets the choice, unless the pod has been bound with it all the same.
+// Idempotent; it may come without Reserve. What PreBind may have written stays: an
+// annotation on an unbound pod binds nobody, and removing it could remove the next
+// leader's.
+func (pl *Plugin) Unreserve(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, nodeName string) {
+	if !pl.boundByOthers(ctx, cs, pod, nodeName) {
+		pl.pool.ForgetUnbound(pod.UID)
+	}
 }
