@@ -120,6 +120,7 @@ func (p *Pool) Update(obj *v1alpha1.GPUNode) error {
 
 // put adds a node, or its newest report.
 func (p *Pool) put(node *Node) {
+	p.count(node, 1) // before the old report goes: no catalogue is without GPUs between the two
 	e, known := p.nodes[node.Name]
 	if known {
 		p.count(e.report.Load(), -1)
@@ -132,7 +133,6 @@ func (p *Pool) put(node *Node) {
 		p.nodes[node.Name] = e
 		p.byName.Store(nil)
 	}
-	p.count(node, 1)
 }
 
 // Avoid keeps h's placements out of new choices until again is called. A node's

@@ -150,3 +150,38 @@ func TestASearchThatIsTooLongSaysSo(t *testing.T) {
 		t.Errorf("verdict is %+v, want a curable one: nothing is known", verdict)
 	}
 }
+
+// TestAReportOfAModelThatIsThereKeepsThePrices: new ones take time, and end
+// kube-scheduler's batches of equal pods.
+func TestAReportOfAModelThatIsThereKeepsThePrices(t *testing.T) {
+	p := New(Options{})
+	update := func(name, board string) (outdated bool) {
+		t.Helper()
+		obj := gpuNode(t, board, 1)
+		obj.Name = name
+		if err := p.Update(obj); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-p.prices.stale:
+			return true
+		default:
+			return false
+		}
+	}
+	for _, step := range []struct {
+		name, board string
+		want        bool
+	}{
+		{"a", "A100-40GB", true},
+		{"a", "A100-40GB", false}, // the only node of its model reports again
+		{"b", "A100-40GB", false},
+		{"a", "H100-80GB", true},
+		{"b", "H100-80GB", false},
+		{"b", "A100-40GB", true}, // which nobody had meanwhile
+	} {
+		if got := update(step.name, step.board); got != step.want {
+			t.Errorf("a report of node %s with %s outdates the prices: %v, want %v", step.name, step.board, got, step.want)
+		}
+	}
+}
