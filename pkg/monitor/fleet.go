@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
@@ -57,12 +58,18 @@ type Fleet struct {
 
 	epochs epochs // pods seen to change, by node
 
-	mu      sync.Mutex // guards what follows
-	entries map[string]*entry
-	gone    map[string]uint64 // nodes that are no more, by the version that dropped them
-	waiting uint64            // epoch of the empty name that view.Waiting is of
-	view    *View
+	mu        sync.Mutex // guards what follows
+	entries   map[string]*entry
+	gone      map[string]uint64 // nodes that are no more, by the version that dropped them
+	forgotten uint64            // gone lacks nodes dropped at this version and before
+	waiting   uint64            // epoch of the empty name that view.Waiting is of
+	view      *View
+	looked    time.Time // when view was last compared with the sources
 }
+
+// maxGone is how many nodes that are no more are remembered. A reader who asks for
+// what is older is sent everything.
+const maxGone = 1000
 
 // entry is a node's picture with everything that it was drawn from.
 type entry struct {
@@ -89,6 +96,17 @@ func (e *epochs) all() map[string]uint64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return maps.Clone(e.counts)
+}
+
+// keep drops what is counted for other nodes: a node without a GPUNode has no
+// picture that could be of a count, and is drawn anew when it has one.
+func (e *epochs) keep(nodes map[string]struct{}) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	maps.DeleteFunc(e.counts, func(name string, _ uint64) bool {
+		_, ok := nodes[name]
+		return !ok && name != ""
+	})
 }
 
 // NewFleet follows the sources from now on.
@@ -130,6 +148,23 @@ func (src *Sources) podOf(obj any) *v1.Pod {
 func (f *Fleet) View() *View {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.look()
+}
+
+// Recent is the fleet as it was at most so long ago, for readers who ask all the
+// time: however many they are, the sources are compared no more often than that.
+func (f *Fleet) Recent(age time.Duration) *View {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if time.Since(f.looked) < age {
+		return f.view
+	}
+	return f.look()
+}
+
+// look runs under mu.
+func (f *Fleet) look() *View {
+	f.looked = time.Now()
 	epochs := f.epochs.all()
 	next := f.view.Version + 1
 	changed := f.draw(epochs, next)
@@ -173,21 +208,36 @@ func (f *Fleet) draw(epochs map[string]uint64, version uint64) (changed bool) {
 			f.gone[name], changed = version, true
 		}
 	}
+	f.forget()
+	f.epochs.keep(there)
 	return changed
 }
 
-// Gone lists the nodes that went after a version.
-func (f *Fleet) Gone(since uint64) []string {
+// forget drops the older half of the nodes that are no more, when there are too many.
+func (f *Fleet) forget() {
+	if len(f.gone) <= maxGone {
+		return
+	}
+	versions := slices.Sorted(maps.Values(f.gone))
+	f.forgotten = versions[len(versions)/2]
+	maps.DeleteFunc(f.gone, func(_ string, version uint64) bool { return version <= f.forgotten })
+}
+
+// Gone lists the nodes that went after a version; ok is false where some of them are
+// remembered no more.
+func (f *Fleet) Gone(since uint64) (names []string, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var names []string
+	if since < f.forgotten {
+		return nil, false
+	}
 	for name, version := range f.gone {
 		if version > since {
 			names = append(names, name)
 		}
 	}
 	slices.Sort(names)
-	return names
+	return names, true
 }
 
 // podsOn lists the GPU pods of a node.

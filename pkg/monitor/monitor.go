@@ -33,17 +33,27 @@ type Monitor struct {
 
 	stories  *rate.Limiter // each costs a request to the API server
 	watchers chan struct{} // a slot for each open stream
+	large    chan struct{} // a slot for each answer of the fleet's size
+
+	streamAge time.Duration // then a stream ends, and its reader comes again
+	patience  time.Duration // how long a reader may take for an answer, or a part of a stream
+	queue     time.Duration // how long a reader may wait for a slot of large
 }
 
 // maxWatchers is how many streams of updates a replica serves at once.
 const maxWatchers = 64
+
+// maxLarge is how many answers of the fleet's size a replica writes at once: those
+// of 1000 nodes are of some 25 MB.
+const maxLarge = 8
 
 // New returns a monitor of a fleet.
 func New(cfg Config, fleet *Fleet, journal *Journal, client kubernetes.Interface) *Monitor {
 	return &Monitor{
 		cfg: cfg, fleet: fleet, journal: journal, client: client,
 		boot:    strconv.FormatInt(journal.now().UnixNano(), 36),
-		stories: rate.NewLimiter(10, 20), watchers: make(chan struct{}, maxWatchers),
+		stories: rate.NewLimiter(10, 20), watchers: make(chan struct{}, maxWatchers), large: make(chan struct{}, maxLarge),
+		streamAge: 10 * time.Minute, patience: time.Minute, queue: 15 * time.Second,
 	}
 }
 
@@ -57,8 +67,8 @@ const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src
 // not: they hold no data, and a browser could not send a token for them.
 func (m *Monitor) Handler(guard func(http.Handler) http.Handler) http.Handler {
 	data := http.NewServeMux()
-	data.HandleFunc("GET /metrics", m.serveMetrics)
-	data.HandleFunc("GET /api/v1/fleet", m.serveFleet)
+	data.HandleFunc("GET /metrics", m.slotted(m.serveMetrics))
+	data.HandleFunc("GET /api/v1/fleet", m.slotted(m.serveFleet))
 	data.HandleFunc("GET /api/v1/nodes/{name}", m.serveNode)
 	data.HandleFunc("GET /api/v1/pods/{namespace}/{name}", m.servePod)
 	data.HandleFunc("GET /api/v1/watch", m.serveWatch)
@@ -78,8 +88,33 @@ func (m *Monitor) Handler(guard func(http.Handler) http.Handler) http.Handler {
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Cache-Control", "no-cache")
+		m.extend(w)
 		all.ServeHTTP(w, r)
 	})
+}
+
+// extend gives the reader the time again that it may take. What is not taken by then
+// is cut off, so that readers who stand still hold nothing.
+func (m *Monitor) extend(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(m.patience)) // a test's recorder cannot
+}
+
+// slotted lets so many requests in at once and the others wait.
+func (m *Monitor) slotted(serve http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		wait := time.NewTimer(m.queue)
+		defer wait.Stop()
+		select {
+		case m.large <- struct{}{}:
+			defer func() { <-m.large }()
+			m.extend(w)
+			serve(w, r)
+		case <-r.Context().Done():
+		case <-wait.C:
+			w.Header().Set("Retry-After", "10")
+			http.Error(w, fmt.Sprintf("%d readers are being answered already", maxLarge), http.StatusServiceUnavailable)
+		}
+	}
 }
 
 // on reports whether a group of families is switched on.
@@ -163,9 +198,15 @@ type FleetMessage struct {
 
 func (m *Monitor) version(n uint64) string { return m.boot + "." + strconv.FormatUint(n, 10) }
 
-// message has the nodes that are newer than since; all where since is 0.
-func (m *Monitor) message(view *View, since uint64) (*FleetMessage, error) {
-	msg := &FleetMessage{Version: m.version(view.Version), At: m.journal.now(), Nodes: []json.RawMessage{}, Waiting: view.Waiting}
+// message has the nodes that are newer than since, or all where that cannot be told:
+// the event is "reset" then.
+func (m *Monitor) message(view *View, since uint64) (msg *FleetMessage, event string, err error) {
+	gone, ok := m.fleet.Gone(since)
+	event = "fleet"
+	if !ok || since == 0 || since > view.Version {
+		gone, since, event = nil, 0, "reset"
+	}
+	msg = &FleetMessage{Version: m.version(view.Version), At: m.journal.now(), Nodes: []json.RawMessage{}, Gone: gone, Waiting: view.Waiting}
 	if msg.Waiting == nil {
 		msg.Waiting = []*WaitingPod{}
 	}
@@ -173,19 +214,16 @@ func (m *Monitor) message(view *View, since uint64) (*FleetMessage, error) {
 		if n.Version > since {
 			text, err := n.JSON()
 			if err != nil {
-				return nil, fmt.Errorf("encoding node %s: %w", n.Name, err)
+				return nil, "", fmt.Errorf("encoding node %s: %w", n.Name, err)
 			}
 			msg.Nodes = append(msg.Nodes, text)
 		}
 	}
-	if since > 0 {
-		msg.Gone = m.fleet.Gone(since)
-	}
-	return msg, nil
+	return msg, event, nil
 }
 
 func (m *Monitor) serveFleet(w http.ResponseWriter, r *http.Request) {
-	msg, err := m.message(m.fleet.View(), 0)
+	msg, _, err := m.message(m.fleet.View(), 0)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
@@ -233,7 +271,8 @@ const updateEvery = 200 * time.Millisecond
 const keepAlive = 15 * time.Second
 
 // serveWatch streams what changes as server-sent events named "fleet". A version
-// of another process, or none, is answered with everything and the event "reset".
+// of another process, or too old, or none, is answered with everything and the event
+// "reset". A stream has its end, so that slots come free.
 func (m *Monitor) serveWatch(w http.ResponseWriter, r *http.Request) {
 	select {
 	case m.watchers <- struct{}{}:
@@ -245,23 +284,26 @@ func (m *Monitor) serveWatch(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
-	since, event := m.since(r.URL.Query().Get("since"))
+	since := m.since(r.URL.Query().Get("since"))
 	flush := http.NewResponseController(w)
 	tick := time.NewTicker(updateEvery)
 	defer tick.Stop()
+	end := time.NewTimer(m.streamAge)
+	defer end.Stop()
 	last := time.Now()
 	for first := true; ; first = false {
-		view := m.fleet.View()
+		view := m.fleet.Recent(updateEvery)
+		m.extend(w)
 		switch {
-		case view.Version > since || first && event == "reset":
-			msg, err := m.message(view, since)
+		case view.Version != since:
+			msg, event, err := m.message(view, since)
 			if err == nil {
 				err = writeEvent(w, event, msg)
 			}
 			if err != nil || flush.Flush() != nil {
 				return
 			}
-			since, event, last = view.Version, "fleet", time.Now()
+			since, last = view.Version, time.Now()
 		case first || time.Since(last) > keepAlive:
 			if _, err := io.WriteString(w, ": nothing new\n\n"); err != nil || flush.Flush() != nil {
 				return
@@ -271,19 +313,21 @@ func (m *Monitor) serveWatch(w http.ResponseWriter, r *http.Request) {
 		select {
 		case <-r.Context().Done():
 			return
+		case <-end.C:
+			return
 		case <-tick.C:
 		}
 	}
 }
 
-// since reads a version that this process has given out.
-func (m *Monitor) since(text string) (version uint64, event string) {
+// since reads a version that this process has given out; 0 for any other.
+func (m *Monitor) since(text string) uint64 {
 	boot, number, _ := strings.Cut(text, ".")
 	n, err := strconv.ParseUint(number, 10, 64)
 	if err != nil || boot != m.boot {
-		return 0, "reset"
+		return 0
 	}
-	return n, "fleet"
+	return n
 }
 
 func writeEvent(w io.Writer, event string, value any) error {

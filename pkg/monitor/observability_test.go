@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	v1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/dynamig/dynamig/pkg/monitor"
@@ -86,6 +88,42 @@ func expressions(t *testing.T) map[string]string {
 		}
 	}
 	return out
+}
+
+// TestMonitorInternalHasNoNodePort: what the component does to the Service.
+func TestMonitorInternalHasNoNodePort(t *testing.T) {
+	var component struct {
+		Patches []struct {
+			Target struct{ Kind, Name string }
+			Patch  string
+		}
+	}
+	read(t, "../monitor-internal/kustomization.yaml", &component)
+	var service json.RawMessage
+	read(t, "../../base/scheduler/service.yaml", &service)
+	for _, p := range component.Patches {
+		text, err := yaml.YAMLToJSON([]byte(p.Patch))
+		if err != nil {
+			t.Fatal(err)
+		}
+		patch, err := jsonpatch.DecodePatch(text)
+		if err == nil {
+			service, err = patch.Apply(service)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var after v1.Service
+	if err := yaml.UnmarshalStrict(service, &after); err != nil {
+		t.Fatal(err)
+	}
+	if len(component.Patches) != 1 || component.Patches[0].Target.Name != after.Name || component.Patches[0].Target.Kind != after.Kind {
+		t.Errorf("the component patches %+v, not Service %s alone", component.Patches, after.Name)
+	}
+	if after.Spec.Type != v1.ServiceTypeClusterIP || len(after.Spec.Ports) != 1 || after.Spec.Ports[0].NodePort != 0 || after.Spec.Ports[0].Port != 9395 {
+		t.Errorf("the Service is %+v", after.Spec)
+	}
 }
 
 func read(t *testing.T, file string, into any) {

@@ -36,7 +36,8 @@ function login() {
 }
 
 // follow loads the fleet and reads the stream of what changes, for ever. A stream
-// that ends is taken up again where it ended; another process answers with all.
+// that ends, as each does after some minutes, is taken up again where it ended; another
+// process answers with all.
 async function follow() {
   let version = "";
   for (let pause = 250; ; pause = Math.min(pause * 2, 3000)) {
@@ -59,8 +60,8 @@ async function follow() {
       }
     } catch (error) {
       console.info("The stream has ended:", error.message);
+      online(false);
     }
-    online(false);
     await new Promise((resolve) => setTimeout(resolve, pause));
   }
 }

@@ -1,0 +1,108 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package monitor_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/dynamig/dynamig/pkg/monitor"
+	"github.com/dynamig/dynamig/test/fleet"
+)
+
+// narrow is a server whose sockets hold little that is not read.
+func narrow(t *testing.T, m *monitor.Monitor) *httptest.Server {
+	t.Helper()
+	s := httptest.NewUnstartedServer(m.Handler(open))
+	s.Config.ConnState = func(c net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			if err := c.(*net.TCPConn).SetWriteBuffer(4096); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	s.Start()
+	t.Cleanup(s.Close)
+	return s
+}
+
+// standStill asks for a path, reads the answer's beginning and no more.
+func standStill(t *testing.T, s *httptest.Server, path string) (leave func()) {
+	t.Helper()
+	c, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := c.(*net.TCPConn).SetReadBuffer(4096); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: m\r\n\r\n", path); err != nil {
+		t.Fatal(err)
+	}
+	begin := make([]byte, 12)
+	if _, err := io.ReadFull(c, begin); err != nil || string(begin) != "HTTP/1.1 200" {
+		t.Fatalf("the answer to %s begins with %q, %v", path, begin, err)
+	}
+	return func() { c.Close() }
+}
+
+// TestReadersWhoStandStillAreCutOff: what they hold is free again after a while.
+func TestReadersWhoStandStillAreCutOff(t *testing.T) {
+	m := monitorOf(t, newFleet(t, 40, 0.7), everything)
+	m.Hurry(time.Hour, 2*time.Second, time.Hour)
+	s := narrow(t, m)
+	standStill(t, s, "/api/v1/watch")
+	standStill(t, s, "/metrics")
+	eventually(t, "that all slots are free", func() bool { return m.Slots() == 0 })
+}
+
+// TestLargeAnswersAreFewAtOnce: one more reader is turned away until another leaves.
+func TestLargeAnswersAreFewAtOnce(t *testing.T) {
+	m := monitorOf(t, newFleet(t, 40, 0.7), everything)
+	m.Hurry(time.Hour, time.Hour, time.Millisecond)
+	s := narrow(t, m)
+	var leave func()
+	for range monitor.MaxLarge {
+		leave = standStill(t, s, "/metrics")
+	}
+	for _, path := range []string{"/metrics", "/api/v1/fleet"} {
+		if got := get(t, s.URL+path, nil).StatusCode; got != http.StatusServiceUnavailable {
+			t.Errorf("%s: %d, want %d", path, got, http.StatusServiceUnavailable)
+		}
+	}
+	leave()
+	eventually(t, "a free slot", func() bool { return get(t, s.URL+"/api/v1/fleet", nil).StatusCode == http.StatusOK })
+}
+
+// TestStreamsEndAndGoOn: a stream has its time, and the next one goes on after it.
+func TestStreamsEndAndGoOn(t *testing.T) {
+	f := newFleet(t, 3, 0.5)
+	m := monitorOf(t, f, everything)
+	m.Hurry(time.Millisecond, time.Minute, time.Minute)
+	url := serve(t, m)
+	first := watch(t, url+"/api/v1/watch")
+	event, all := first.next()
+	if event != "reset" || len(all.Nodes) != 3 {
+		t.Fatalf("event %s with %d nodes, want reset with 3", event, len(all.Nodes))
+	}
+	if _, err := io.ReadAll(first.lines); err != nil {
+		t.Errorf("the stream's end: %v", err)
+	}
+	f.Create(fleet.Pod{Namespace: "ns", Name: "p", GPUs: 1, MemoryMiB: 4000})
+	eventually(t, "the waiting pod", func() bool {
+		var now message
+		get(t, url+"/api/v1/fleet", &now)
+		return len(now.Waiting) == 1
+	})
+	event, m2 := watch(t, url+"/api/v1/watch?since="+all.Version).next()
+	if event != "fleet" || len(m2.Nodes) != 0 || len(m2.Waiting) != 1 {
+		t.Errorf("event %s with %d nodes and %d pods, want fleet with the pod", event, len(m2.Nodes), len(m2.Waiting))
+	}
+}
