@@ -76,9 +76,9 @@ func (s status) serveStatus(ctx context.Context, address string) error {
 	if err != nil || address == "" {
 		return err
 	}
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		return fmt.Errorf("serving metrics: %w; choose another --listen, or an empty one", err)
+	listener := listen(ctx, address)
+	if listener == nil {
+		return nil
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
@@ -92,6 +92,28 @@ func (s status) serveStatus(ctx context.Context, address string) error {
 		return fmt.Errorf("serving metrics: %w", err)
 	}
 	return nil
+}
+
+// listenRetry is the time between tries to have the address.
+const listenRetry = 2 * time.Second
+
+// listen waits until it has the address: pods do not wait for metrics. nil when ctx
+// has ended.
+func listen(ctx context.Context, address string) net.Listener {
+	for tries := 0; ; tries++ {
+		listener, err := net.Listen("tcp", address)
+		if err == nil {
+			return listener
+		}
+		if tries == 0 {
+			klog.FromContext(ctx).Error(err, "Could not serve metrics; free the address, or choose another --listen", "address", address)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(listenRetry):
+		}
+	}
 }
 
 func say(w http.ResponseWriter, err error) {

@@ -93,7 +93,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	g.Go(func() error { return serve(ctx, &o, a, plugin) })
 	s := status{a, plugin}
 	g.Go(func() error { return s.serveStatus(ctx, o.listen) })
-	g.Go(func() error { return s.notifySystemd(ctx) })
+	g.Go(func() error { return s.notifySystemd(ctx, readyPatience) })
 	return g.Wait()
 }
 

@@ -16,8 +16,10 @@ import (
 
 // notifySystemd tells systemd, where it has started the program, that it is ready
 // once containers can be started, and where the unit has WatchdogSec, that it is
-// alive, until ctx ends (sd_notify(3)). Elsewhere it does nothing.
-func (s status) notifySystemd(ctx context.Context) error {
+// alive, until ctx ends (sd_notify(3)). Elsewhere it does nothing. It waits so long
+// for containers that can be started: a driver that is away is reported elsewhere,
+// and a restart would not bring it back.
+func (s status) notifySystemd(ctx context.Context, patience time.Duration) error {
 	address := os.Getenv("NOTIFY_SOCKET")
 	if address == "" {
 		return nil
@@ -40,9 +42,10 @@ func (s status) notifySystemd(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case <-s.agent.Ready():
-		// Kubelet is not waited for: systemd may wait for us before it starts kubelet.
-		tell("READY=1")
+	case <-time.After(patience):
 	}
+	// Kubelet is not waited for: systemd may wait for us before it starts kubelet.
+	tell("READY=1")
 	for {
 		select {
 		case <-ctx.Done():
@@ -54,6 +57,10 @@ func (s status) notifySystemd(ctx context.Context) error {
 		}
 	}
 }
+
+// readyPatience is more than the time that a driver call may take (agent.Timing.Hang),
+// and less than TimeoutStartSec of our unit.
+const readyPatience = 20 * time.Second
 
 // forever is longer than any program runs.
 const forever = 1 << 62

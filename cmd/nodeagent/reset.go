@@ -18,6 +18,9 @@ import (
 // resetTime is how long a reset may take before its command is ended.
 const resetTime = 2 * time.Minute
 
+// resetGrace is how long children of a command that has ended may keep its output.
+const resetGrace = 2 * time.Second
+
 // resetCommand makes a function of --reset-command that resets one GPU; nil when the
 // flag is empty. The command is run without a shell. It must name the GPU, because
 // a program that resets all GPUs of a node would end the jobs of the others: wrap
@@ -38,8 +41,10 @@ func resetCommand(text string) (func(context.Context, nvml.GPU) error, error) {
 		for i, word := range words {
 			args[i] = fill.Replace(word)
 		}
-		out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
-		if err != nil {
+		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+		cmd.WaitDelay = resetGrace
+		out, err := cmd.CombinedOutput()
+		if err != nil && !errors.Is(err, exec.ErrWaitDelay) { // which is of a command that succeeded
 			return fmt.Errorf("running %s: %w: %s", args[0], err, strings.Join(strings.Fields(string(out)), " "))
 		}
 		return nil

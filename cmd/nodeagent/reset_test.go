@@ -7,7 +7,9 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/dynamig/dynamig/pkg/nvml"
@@ -35,6 +37,33 @@ func TestResetCommandNamesTheGPU(t *testing.T) {
 	}
 	if err := reset(context.Background(), gpu); err == nil || !strings.Contains(err.Error(), "exit status 3: GPU is in use") {
 		t.Errorf("reset that fails = %v; want its status and words", err)
+	}
+}
+
+// A command whose children live on, with its output, has ended all the same.
+func TestResetCommandThatLeavesAChild(t *testing.T) {
+	dir := t.TempDir()
+	script := filepath.Join(dir, "reset")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\nsleep 600 &\necho $! > "+dir+"/child\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	reset, err := resetCommand(script + " {uuid}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := reset(t.Context(), nvml.GPU{ID: "GPU-1"}); err != nil {
+		t.Errorf("reset = %v", err)
+	}
+	text, err := os.ReadFile(dir + "/child")
+	if err != nil {
+		t.Fatal(err)
+	}
+	child, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(child, syscall.SIGKILL); err != nil {
+		t.Errorf("the child has not outlived the reset: %v", err)
 	}
 }
 

@@ -135,10 +135,10 @@ type Agent struct {
 
 	ready chan struct{} // closed when hardware and journal have been read
 
-	ears   sync.WaitGroup // of what listens to GPUs; ends with the session
-	calls  atomic.Uint64  // driver calls of workers so far
-	began  time.Time      // when Run was called
-	opened int            // sessions opened when the GPUs were listed last; manage's own
+	ears    sync.WaitGroup // of what listens to GPUs; ends with the session
+	calls   atomic.Uint64  // driver calls of workers so far
+	began   time.Time      // when Run was called
+	reloads int            // of the driver, when the GPUs were listed last; manage's own
 
 	// Each has room for one: who sends means "look again".
 	rearrange  chan struct{} // what is known of the GPUs

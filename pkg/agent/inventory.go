@@ -156,9 +156,9 @@ func (a *Agent) arrange(ctx context.Context, l *lister) error {
 	}
 	entry, configured := a.entry(settings)
 	inv.configured = configured
-	opened := a.session.opened()
-	excluded := a.employ(ctx, inv, l.last.gpus, entry, opened != a.opened)
-	a.opened = opened
+	reloads := a.session.reloaded()
+	excluded := a.employ(ctx, inv, l.last.gpus, entry, reloads != a.reloads)
+	a.reloads = reloads
 	inv.resolve(settings, entry)
 	a.mu.Lock()
 	a.inventory = inv
@@ -176,7 +176,7 @@ func (a *Agent) entry(s *settings) (config.NodeEntry, bool) {
 
 // employ gives each GPU that may be touched a worker and takes the others' away.
 // It returns why the others cannot be had.
-func (a *Agent) employ(ctx context.Context, inv *inventory, gpus []nvml.GPU, entry config.NodeEntry, newSession bool) map[string]string {
+func (a *Agent) employ(ctx context.Context, inv *inventory, gpus []nvml.GPU, entry config.NodeEntry, reloaded bool) map[string]string {
 	excluded := map[string]string{}
 	employed := map[nvml.GPUID]bool{}
 	for _, gpu := range gpus {
@@ -190,7 +190,7 @@ func (a *Agent) employ(ctx context.Context, inv *inventory, gpus []nvml.GPU, ent
 			excluded[string(gpu.ID)] = "the GPU cannot do MIG"
 			inv.mismatches = append(inv.mismatches, fmt.Sprintf("GPU %d (%s) is to be used in mode mig, which it cannot do; it is not offered.", gpu.Index, gpu.Name))
 		default:
-			w := a.workerFor(ctx, gpu, mode, newSession)
+			w := a.workerFor(ctx, gpu, mode, reloaded)
 			inv.gpus = append(inv.gpus, managedGPU{GPU: gpu, wanted: mode, worker: w})
 			employed[gpu.ID] = true
 		}
@@ -209,11 +209,11 @@ func (a *Agent) employ(ctx context.Context, inv *inventory, gpus []nvml.GPU, ent
 }
 
 // workerFor returns the GPU's worker, after starting it where there is none.
-func (a *Agent) workerFor(ctx context.Context, gpu nvml.GPU, mode string, newSession bool) *worker {
+func (a *Agent) workerFor(ctx context.Context, gpu nvml.GPU, mode string, reloaded bool) *worker {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if w := a.workers[gpu.ID]; w != nil {
-		w.set(gpu, mode, newSession)
+		w.set(gpu, mode, reloaded)
 		return w
 	}
 	ctx, stop := context.WithCancel(ctx)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/dynamig/dynamig/pkg/nvml"
@@ -25,7 +26,7 @@ type lister struct {
 
 // listing is what the driver said of the node.
 type listing struct {
-	began   time.Time
+	began   atomic.Int64  // Unix, ns; 0 while it waits for the reset of a GPU
 	done    chan struct{} // closed when the rest is filled in
 	version string        // of the driver
 	gpus    []nvml.GPU
@@ -44,15 +45,21 @@ func (l *lister) list(ctx context.Context) error {
 		}
 	}
 	if l.running == nil {
-		l.running = &listing{began: time.Now(), done: make(chan struct{})}
-		go l.running.ask(l.session)
+		l.running = &listing{done: make(chan struct{})}
+		l.running.held(false)
+		go l.running.ask(ctx, l.session)
 	}
-	select {
-	case <-l.running.done:
-	case <-time.After(time.Until(l.running.began.Add(l.hang))):
-		return l.running.hangs()
-	case <-ctx.Done():
-		return ctx.Err()
+	for ended := false; !ended; {
+		select {
+		case <-l.running.done:
+			ended = true
+		case <-time.After(l.hang):
+			if l.running.late(l.hang) {
+				return l.running.hangs()
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	done := l.running
 	l.running = nil
@@ -62,15 +69,26 @@ func (l *lister) list(ctx context.Context) error {
 	return done.err
 }
 
-func (n *listing) late(hang time.Duration) bool { return time.Since(n.began) >= hang }
-
-func (n *listing) hangs() error {
-	return fmt.Errorf("the driver has been listing them since %s; look for NVRM in the kernel log, and reset the GPU that hangs or reboot the node", n.began.UTC().Format(time.TimeOnly))
+func (n *listing) held(waits bool) {
+	if waits {
+		n.began.Store(0)
+	} else {
+		n.began.Store(time.Now().UnixNano())
+	}
 }
 
-func (n *listing) ask(s *session) {
+func (n *listing) late(hang time.Duration) bool {
+	began := n.began.Load()
+	return began != 0 && time.Since(time.Unix(0, began)) >= hang
+}
+
+func (n *listing) hangs() error {
+	return fmt.Errorf("the driver has been listing them since %s; look for NVRM in the kernel log, and reset the GPU that hangs or reboot the node", time.Unix(0, n.began.Load()).UTC().Format(time.TimeOnly))
+}
+
+func (n *listing) ask(ctx context.Context, s *session) {
 	defer close(n.done)
-	_, n.err = s.use(func(d nvml.Driver) (err error) {
+	_, n.err = s.use(ctx, n.held, func(d nvml.Driver) (err error) {
 		if n.version, err = d.DriverVersion(); err != nil {
 			return err
 		}

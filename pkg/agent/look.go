@@ -19,16 +19,25 @@ import (
 // look reads the hardware when it is time to, or when somebody asked for it.
 func (w *worker) look(ctx context.Context) {
 	w.mu.Lock()
-	stale, unread := w.stale, w.unread
-	w.stale, w.unread = false, false
+	stale, unread, heard := w.stale, w.unread, w.heard
+	w.stale, w.unread, w.heard = false, false, nil
 	w.mu.Unlock()
-	w.reread = w.reread || unread
+	w.reread, w.reloaded = w.reread || unread, w.reloaded || unread
+	if !w.reloaded {
+		heard = w.diagnose(heard) // the rest may be of instances that were not listed yet
+	}
 	now := time.Now()
 	if !stale && now.Before(w.nextLook) {
 		return
 	}
 	w.failure = w.read(ctx)
-	w.diagnose(ctx, unread)
+	if w.reloaded && w.failure == nil {
+		w.recover(true)
+		w.reloaded = false
+	}
+	for _, e := range w.diagnose(heard) {
+		klog.FromContext(ctx).V(2).Info("The instance of the error is gone already", "xid", e.XID, "instance", e.GI)
+	}
 	if w.failure == nil {
 		w.failures = 0
 		w.nextLook = now.Add(w.timing.Check)

@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -117,8 +118,17 @@ func (w *worker) resetNow(ctx context.Context, say words) error {
 	}
 	gpu, _ := w.facts()
 	w.begin("resetting the GPU")
-	err := w.session.alone(w.timing.Hang, func() error { return w.reset(ctx, gpu) })
+	err := w.session.alone(w.timing.Hang, func() error {
+		// Whoever opened the GPU since keeps it; the driver cannot be asked any more.
+		if pids, err := w.holders(gpu); err != nil || len(pids) > 0 {
+			return cmp.Or(err, fmt.Errorf("it is in use again%s; stop what uses it", inWords(pids)))
+		}
+		return w.reset(ctx, gpu)
+	})
 	w.finished()
+	if err == nil {
+		w.broken = breakdown{}
+	}
 	if errors.Is(err, errResetting) {
 		return fmt.Errorf("MIG mode is stored as %s, and GPU %d waits for its reset: %w", say.then, gpu.Index, err)
 	}
@@ -150,11 +160,7 @@ func (w *worker) users(ctx context.Context) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	node, err := w.nodes.GPUNode(gpu.Minor)
-	if err != nil {
-		return nil, err
-	}
-	pids, err := w.openers([]DeviceNumber{{Major: node.Major, Minor: node.Minor}})
+	pids, err := w.holders(gpu)
 	if err != nil {
 		return nil, err
 	}
@@ -163,6 +169,15 @@ func (w *worker) users(ctx context.Context) ([]int, error) {
 	}
 	slices.Sort(pids)
 	return slices.Compact(pids), nil
+}
+
+// holders lists the processes that have the GPU's device open.
+func (w *worker) holders(gpu nvml.GPU) ([]int, error) {
+	node, err := w.nodes.GPUNode(gpu.Minor)
+	if err != nil {
+		return nil, err
+	}
+	return w.openers([]DeviceNumber{{Major: node.Major, Minor: node.Minor}})
 }
 
 // usersInWords names the processes that use the GPU, in brackets; empty when there

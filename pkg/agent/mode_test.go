@@ -162,7 +162,7 @@ func TestResetWaitsForOtherCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &session{open: func() (nvml.Driver, error) { return closer{}, nil }}
 		ends := make(chan struct{})
-		go s.use(func(nvml.Driver) error {
+		go s.use(t.Context(), nil, func(nvml.Driver) error {
 			<-ends
 			return nil
 		})
@@ -171,6 +171,10 @@ func TestResetWaitsForOtherCalls(t *testing.T) {
 		if err := s.alone(time.Second, func() error { ran = true; return nil }); !errors.Is(err, errBusy) || ran {
 			t.Errorf("alone beside a call that hangs = %v, ran %t; want %v", err, ran, errBusy)
 		}
+		before := time.Now()
+		if err := s.alone(time.Second, func() error { ran = true; return nil }); !errors.Is(err, errBusy) || time.Since(before) > 0 {
+			t.Errorf("alone again = %v after %s; want %v at once: other calls would wait", err, time.Since(before), errBusy)
+		}
 		close(ends)
 		synctest.Wait()
 		began := make(chan struct{})
@@ -178,7 +182,7 @@ func TestResetWaitsForOtherCalls(t *testing.T) {
 		err := s.alone(time.Second, func() error {
 			ran = true
 			go func() {
-				opened, _ = s.use(func(nvml.Driver) error { return nil })
+				opened, _ = s.use(t.Context(), nil, func(nvml.Driver) error { return nil })
 				close(began)
 			}()
 			time.Sleep(time.Minute)
@@ -196,6 +200,135 @@ func TestResetWaitsForOtherCalls(t *testing.T) {
 		if err != nil || !ran || !opened {
 			t.Errorf("alone = %v, ran %t, a new session after it %t", err, ran, opened)
 		}
+		if n := s.reloaded(); n != 0 {
+			t.Errorf("%d reloads of the driver; want none by a reset", n)
+		}
+	})
+}
+
+// A reset that never ends holds up the calls of other GPUs for a time only, and
+// every other reset.
+func TestResetThatDoesNotEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &session{open: func() (nvml.Driver, error) { return closer{}, nil }}
+		ends := make(chan struct{})
+		result := make(chan error, 1)
+		go func() {
+			result <- s.alone(time.Second, func() error {
+				<-ends
+				return nil
+			})
+		}()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := s.use(ctx, nil, func(nvml.Driver) error { return nil }); !errors.Is(err, errDeadline) {
+			t.Errorf("a call that gives up during a reset = %v; want %v", err, errDeadline)
+		}
+		if _, err := s.use(t.Context(), nil, func(nvml.Driver) error { return nil }); err != nil {
+			t.Errorf("a call = %v", err)
+		}
+		if err := <-result; !errors.Is(err, errEndless) {
+			t.Errorf("alone = %v; want %v", err, errEndless)
+		}
+		if err := s.alone(time.Second, func() error { return nil }); !errors.Is(err, errResetting) {
+			t.Errorf("a second reset = %v; want %v", err, errResetting)
+		}
+		close(ends)
+		synctest.Wait()
+		if err := s.alone(time.Second, func() error { return nil }); err != nil {
+			t.Errorf("a reset after it = %v", err)
+		}
+	})
+}
+
+// A wait for events has the GPUs open, also in a closed session.
+func TestResetWaitsForWaitsForEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &session{open: func() (nvml.Driver, error) { return closer{}, nil }}
+		go s.wait(waiter{}, 3*time.Second)
+		synctest.Wait()
+		before := time.Now()
+		err := s.alone(time.Minute, func() error {
+			if waited := time.Since(before); waited < 3*time.Second {
+				t.Errorf("the reset began after %s, beside a wait for events of 3 s", waited)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// waiter are events that do not come.
+type waiter struct{ nvml.Events }
+
+func (waiter) Wait(timeout time.Duration) (nvml.Event, error) {
+	time.Sleep(timeout)
+	return nvml.Event{}, nvml.ErrTimeout
+}
+
+// Who opens the GPU after it was asked who uses it is not reset away.
+func TestGPUThatIsOpenedBeforeItsResetIsNotReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, r := resetting(t, 1)
+		inner := b.wrap
+		b.wrap = func(d nvml.Driver) nvml.Driver { return onClose{inner(d), func() { b.gpuOpener.Store(12) }} }
+		b.start()
+		defer b.stop()
+		b.sleep(10 * time.Second)
+		if n := r.count.Load(); n != 0 || b.gpuOpener.Load() == 0 {
+			t.Errorf("%d resets of a GPU that was opened just before (process %d)", n, b.gpuOpener.Load())
+		}
+		b.expectText("reason", b.status().GPUs[0].Reason, "(by process 12)")
+	})
+}
+
+// onClose calls f when the session is closed.
+type onClose struct {
+	nvml.Driver
+	f func()
+}
+
+func (d onClose) Close() error {
+	d.f()
+	return d.Driver.Close()
+}
+
+// The reset of one GPU is no fault of another, and mends none.
+func TestResetIsOfItsGPUOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, r := resetting(t, 2)
+		b.holdGPU(1, 77)
+		b.reset = func(ctx context.Context, gpu nvml.GPU) error {
+			time.Sleep(time.Minute)
+			return r.reset(ctx, gpu)
+		}
+		b.start()
+		defer b.stop()
+		b.sleep(2 * time.Minute)
+		b.expectMode(0, v1alpha1.ModeMIG)
+		if err := b.node.Release(nvml.GPUID(b.gpus[1]), sim.WholeGPU, 77); err != nil {
+			t.Fatal(err)
+		}
+		b.sleep(40 * time.Second) // in the middle of the reset of GPU 1
+		if got := b.status().GPUs[0]; got.Health != v1alpha1.Healthy {
+			t.Errorf("GPU 0 is %s during the reset of GPU 1: %s", got.Health, got.Reason)
+		}
+		b.sleep(time.Minute)
+		b.expectMode(1, v1alpha1.ModeMIG)
+
+		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})
+		b.mustPrepare("a")
+		b.xid("", 48)
+		b.reconfigure(`{"nodeconfig": [{"name": "node1", "operatingmode": "mig", "gpus": [{"index": 1, "operatingmode": "hami-core"}]}]}`)
+		b.sleep(3 * time.Minute)
+		b.expectMode(1, v1alpha1.ModeHAMiCore)
+		if got := r.count.Load(); got != 3 {
+			t.Errorf("%d resets; want one of GPU 0 and two of GPU 1", got)
+		}
+		b.expectText("condition", b.condition("HardwareFailing"), "GPU 0: it reports XID 48")
 	})
 }
 

@@ -62,15 +62,17 @@ func spanOf(d v1alpha1.Device) v1alpha1.Span {
 }
 
 // unowned reports whether it is proven that no live pod owns a placement: all
-// pods have been seen, and none has it.
-func (s *owners) unowned(span v1alpha1.Span) bool {
+// pods have been seen, and none has it. A pod for which the place is being cleared
+// (empty: none) does not count as long as it has never been prepared: what is there
+// was not given to it.
+func (s *owners) unowned(span v1alpha1.Span, clearedFor types.UID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.synced {
 		return false
 	}
 	for _, o := range s.pods {
-		if o.Refused == "" && slices.Contains(o.spans, span) {
+		if o.Refused == "" && slices.Contains(o.spans, span) && (o.UID != clearedFor || o.Prepared) {
 			return false
 		}
 	}

@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -17,31 +18,37 @@ import (
 type session struct {
 	open func() (nvml.Driver, error)
 
-	mu      sync.Mutex    // guards what follows; held while a session is opened
-	driver  nvml.Driver   // nil when there is none
-	count   int           // sessions opened so far
-	running int           // calls that run now
-	barrier chan struct{} // closed when calls may begin again; nil when they may
+	mu        sync.Mutex        // guards what follows; held while a session is opened
+	driver    nvml.Driver       // nil when there is none
+	lost      bool              // the last session was lost
+	reloads   int               // sessions opened after one was lost
+	running   map[int]time.Time // calls that run now, and since when
+	begun     int               // calls begun so far
+	waits     int               // waits for events that run now
+	barrier   chan struct{}     // closed when calls may begin again; nil when they may
+	resetting bool              // a reset runs, maybe for longer than calls wait for it
 }
 
-// opened is how many sessions there have been: when it grows, everything that a
-// driver said before may be different now.
-func (s *session) opened() int {
+// reloaded is how many sessions came after one that the driver had lost: when it
+// grows, everything that a driver said before may be different now.
+func (s *session) reloaded() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.count
+	return s.reloads
 }
 
 // use calls f with the session's driver and reports whether a session was opened
-// for it. A lost session is closed, so that the next use opens a new one.
-func (s *session) use(f func(nvml.Driver) error) (opened bool, err error) {
-	d, opened, err := s.current()
+// for it. A lost session is closed, so that the next use opens a new one. held is
+// told when the call has to wait for the reset of a GPU and when that is over; it
+// may be nil.
+func (s *session) use(ctx context.Context, held func(bool), f func(nvml.Driver) error) (opened bool, err error) {
+	d, call, opened, err := s.current(ctx, held)
 	if err != nil {
 		return false, err
 	}
 	err = f(d)
 	s.mu.Lock()
-	s.running--
+	delete(s.running, call)
 	s.mu.Unlock()
 	if errors.Is(err, nvml.ErrUninitialized) {
 		err = errors.Join(err, s.forget(d))
@@ -49,70 +56,144 @@ func (s *session) use(f func(nvml.Driver) error) (opened bool, err error) {
 	return opened, err
 }
 
-func (s *session) current() (d nvml.Driver, opened bool, err error) {
+func (s *session) current(ctx context.Context, held func(bool)) (d nvml.Driver, call int, opened bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.barrier != nil {
-		barrier := s.barrier
-		s.mu.Unlock()
-		<-barrier
+		err := s.pass(ctx, s.barrier, held)
+		if err != nil {
+			return nil, 0, false, err
+		}
+	}
+	if s.driver == nil {
+		if d, err = s.open(); err != nil {
+			return nil, 0, false, fmt.Errorf("opening NVML session: %w", err)
+		}
+		opened = true
+		if s.driver = d; s.lost {
+			s.reloads++
+			s.lost = false
+		}
+	}
+	if s.running == nil {
+		s.running = map[int]time.Time{}
+	}
+	s.begun++
+	s.running[s.begun] = time.Now()
+	return s.driver, s.begun, opened, nil
+}
+
+// pass waits until calls may begin again. mu is held, but for the wait.
+func (s *session) pass(ctx context.Context, barrier chan struct{}, held func(bool)) error {
+	s.mu.Unlock()
+	defer s.mu.Lock()
+	if held != nil {
+		held(true)
+		defer held(false)
+	}
+	select {
+	case <-barrier:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// wait waits for an event as nvml.Events.Wait does. It may outlast the session, and
+// has the GPUs open for as long as it runs.
+func (s *session) wait(events nvml.Events, timeout time.Duration) (nvml.Event, error) {
+	count := func(n int) {
 		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.waits += n
 	}
-	if s.driver != nil {
-		s.running++
-		return s.driver, false, nil
-	}
-	d, err = s.open()
-	if err != nil {
-		return nil, false, fmt.Errorf("opening NVML session: %w", err)
-	}
-	s.driver = d
-	s.count++
-	s.running++
-	return d, true, nil
+	count(1)
+	defer count(-1)
+	return events.Wait(timeout)
 }
 
 var (
 	errBusy      = errors.New("another driver call does not return")
-	errResetting = errors.New("another GPU is being reset")
+	errResetting = errors.New("another reset still runs")
+	errEndless   = errors.New("the reset does not end")
 )
 
-// alone calls f while the session is closed: no driver call runs, and those that
-// come wait. It waits so long for the calls that run. The next call opens a new
+// resetLimit is how long calls wait for a reset.
+const resetLimit = 3 * time.Minute
+
+// alone calls reset while the session is closed: no driver call runs, and those that
+// come wait. It waits so long for the calls that run, and lets no call wait for one
+// that has run for that long already. A reset that does not end is left behind: calls
+// go on, and there is no other reset before it has ended. The next call opens a new
 // session.
-func (s *session) alone(patience time.Duration, f func() error) error {
-	s.mu.Lock()
-	if s.barrier != nil {
-		s.mu.Unlock()
-		return errResetting
-	}
+func (s *session) alone(patience time.Duration, reset func() error) error {
 	barrier := make(chan struct{})
-	s.barrier = barrier
-	s.mu.Unlock()
+	if err := s.raise(barrier, patience); err != nil {
+		return err
+	}
 	defer func() {
 		s.mu.Lock()
 		s.barrier = nil
 		s.mu.Unlock()
 		close(barrier)
 	}()
-	for deadline := time.Now().Add(patience); s.calls() > 0; time.Sleep(10 * time.Millisecond) {
-		if !time.Now().Before(deadline) {
-			return errBusy
-		}
+	began := time.Now()
+	if !s.quiet(began.Add(patience), func() int { return len(s.running) }) {
+		return errBusy
 	}
 	if err := s.close(); err != nil {
 		return err
 	}
-	// A wait for events goes on for that long in a closed session, and has the GPUs
-	// open until then.
-	time.Sleep(2 * xidWait)
-	return f()
+	if !s.quiet(time.Now().Add(patience), func() int { return s.waits }) {
+		return errBusy
+	}
+	s.mu.Lock()
+	s.resetting = true
+	s.mu.Unlock()
+	done := make(chan error, 1)
+	go func() {
+		err := reset()
+		s.mu.Lock()
+		s.resetting = false
+		s.mu.Unlock()
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(resetLimit):
+		return errEndless
+	}
 }
 
-func (s *session) calls() int {
+func (s *session) raise(barrier chan struct{}, patience time.Duration) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.running
+	if s.barrier != nil || s.resetting {
+		return errResetting
+	}
+	for _, since := range s.running {
+		if time.Since(since) >= patience {
+			return errBusy
+		}
+	}
+	s.barrier = barrier
+	return nil
+}
+
+// quiet waits until n is zero and reports whether that was so by the deadline.
+func (s *session) quiet(deadline time.Time, n func() int) bool {
+	count := func() int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return n()
+	}
+	for ; count() > 0; time.Sleep(10 * time.Millisecond) {
+		if !time.Now().Before(deadline) {
+			return false
+		}
+	}
+	return true
 }
 
 // forget closes a lost session, once.
@@ -122,7 +203,7 @@ func (s *session) forget(lost nvml.Driver) error {
 	if s.driver != lost {
 		return nil
 	}
-	s.driver = nil
+	s.driver, s.lost = nil, true
 	return lost.Close()
 }
 

@@ -210,10 +210,10 @@ func TestPodThatIsNotAdmittedYetOwnsItsPlacements(t *testing.T) {
 	if wants := s.wants("g"); len(wants) != 0 {
 		t.Errorf("wants are %v before the hardware is known, want none", wants)
 	}
-	if s.unowned(v1alpha1.Span{GPU: "g", ProfileID: 14, Start: 0, Size: 2}) {
+	if s.unowned(v1alpha1.Span{GPU: "g", ProfileID: 14, Start: 0, Size: 2}, "") {
 		t.Error("the pod's placement counts as unowned")
 	}
-	if !s.unowned(v1alpha1.Span{GPU: "g", ProfileID: 14, Start: 2, Size: 2}) {
+	if !s.unowned(v1alpha1.Span{GPU: "g", ProfileID: 14, Start: 2, Size: 2}, "") {
 		t.Error("a placement of nobody does not count as unowned")
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -38,7 +39,7 @@ func (w *worker) do(ctx context.Context, st step) {
 	case confirm:
 		err = w.record(st.want.span, record{State: live, UUID: st.target.UUID, Owner: st.want.owner})
 	case destroy:
-		err = w.destroy(ctx, &st.target)
+		err = w.destroy(ctx, &st.target, st.want.owner)
 	case refuse:
 		w.owners.refused(st.want.owner, st.reason)
 		return
@@ -213,9 +214,10 @@ func (w *worker) take(ctx context.Context, want want, f *found) error {
 }
 
 // destroy takes an idle instance of ours down, once it is proven unused (I1).
-func (w *worker) destroy(ctx context.Context, f *found) error {
+// clearedFor is the pod that needs its place, empty when none does.
+func (w *worker) destroy(ctx context.Context, f *found, clearedFor types.UID) error {
 	began := time.Now()
-	if !w.owners.unowned(f.span) {
+	if !w.owners.unowned(f.span, clearedFor) {
 		return errUnproven
 	}
 	if err := w.proveQuiet(ctx, f); err != nil {

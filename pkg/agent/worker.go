@@ -63,6 +63,7 @@ type worker struct {
 	// Of the worker's goroutine only.
 	model    *geometry.Model // nil until the profiles have been read
 	reread   bool            // they are to be read anew
+	reloaded bool            // the driver was loaded again, and the GPU was not looked at since
 	mode     nvml.MIGMode
 	modeWhy  string // why the wanted mode is not in force
 	hardware []nvml.Instance
@@ -139,12 +140,12 @@ func (w *worker) lookAgain() {
 	w.wake()
 }
 
-// set changes what the worker knows of its GPU from elsewhere. In a new session
-// the driver may be another, with other profiles.
-func (w *worker) set(gpu nvml.GPU, wanted string, newSession bool) {
+// set changes what the worker knows of its GPU from elsewhere. A driver that was
+// loaded again may be another, with other profiles.
+func (w *worker) set(gpu nvml.GPU, wanted string, reloaded bool) {
 	w.mu.Lock()
-	news := newSession || w.gpu != gpu || w.wanted != wanted
-	w.gpu, w.wanted, w.unread = gpu, wanted, w.unread || newSession
+	news := reloaded || w.gpu != gpu || w.wanted != wanted
+	w.gpu, w.wanted, w.unread = gpu, wanted, w.unread || reloaded
 	w.mu.Unlock()
 	if news {
 		w.lookAgain()
@@ -183,7 +184,13 @@ func (w *worker) call(ctx context.Context, what string, f func(nvml.Driver) erro
 	defer func() { <-w.serial }()
 	began := time.Now()
 	w.begin(what)
-	opened, err := w.session.use(f)
+	opened, err := w.session.use(ctx, func(waits bool) {
+		if waits {
+			w.finished() // another GPU's reset is not a fault of this one
+		} else {
+			w.begin(what)
+		}
+	}, f)
 	w.finished()
 	w.calls.Add(1)
 	took(w.metrics.calls.WithLabelValues(what), began)
@@ -216,6 +223,7 @@ func (w *worker) pass(ctx context.Context) time.Time {
 		if ctx.Err() != nil {
 			break // what is known of the hardware may be older than the last step
 		}
+		w.diagnose(w.news()) // before the driver gives the ids to other instances
 		s := w.situation(ctx)
 		w.publish(s)
 		if w.failure != nil || s == nil {

@@ -84,7 +84,7 @@ func (a *Agent) waitForEars() {
 // readXIDs returns when there will be no more events.
 func (w *worker) readXIDs(ctx context.Context, events nvml.Events) {
 	for ctx.Err() == nil {
-		e, err := events.Wait(xidWait)
+		e, err := w.session.wait(events, xidWait)
 		switch {
 		case err == nil:
 			w.hear(ctx, e)
@@ -104,20 +104,24 @@ func (w *worker) hear(ctx context.Context, e nvml.Event) {
 		return
 	}
 	w.mu.Lock()
-	w.heard = append(w.heard, e)
+	w.heard, w.stale = append(w.heard, e), true
 	w.mu.Unlock()
-	w.lookAgain()
+	w.wake()
 }
 
-// diagnose joins what was heard with the hardware as it was just looked at.
-func (w *worker) diagnose(ctx context.Context, reloaded bool) {
+// news returns what was heard since it was asked last.
+func (w *worker) news() []nvml.Event {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	heard := w.heard
 	w.heard = nil
-	w.mu.Unlock()
-	if reloaded && w.failure == nil {
-		w.recover(true)
-	}
+	return heard
+}
+
+// diagnose joins what was heard with the hardware as it is known now, and returns
+// what is of no instance in it. The driver gives the ids of instances that are gone
+// to new ones, so it is called before each step that may do that.
+func (w *worker) diagnose(heard []nvml.Event) (strange []nvml.Event) {
 	gpu, _ := w.facts()
 	for _, e := range heard {
 		if e.GI == nvml.WholeGPU {
@@ -131,7 +135,7 @@ func (w *worker) diagnose(ctx context.Context, reloaded bool) {
 		}
 		i := slices.IndexFunc(w.hardware, func(in nvml.Instance) bool { return in.GI == e.GI })
 		if i < 0 || w.model == nil {
-			klog.FromContext(ctx).V(2).Info("The instance of the error is gone already", "xid", e.XID, "instance", e.GI)
+			strange = append(strange, e)
 			continue
 		}
 		span := spanIn(w.hardware[i], w.model)
@@ -140,6 +144,7 @@ func (w *worker) diagnose(ctx context.Context, reloaded bool) {
 		w.owners.ail(func(other v1alpha1.Span) bool { return other == span },
 			why+"; delete the pod to have it placed anew, on a new instance")
 	}
+	return strange
 }
 
 // recover forgets what a reset, a reload of the driver or the end of an instance

@@ -145,3 +145,39 @@ func TestErrorsAreHeardAfterTheDriverWasLoadedAgain(t *testing.T) {
 		b.stop()
 	})
 }
+
+// TestXIDDuringAPass: what is heard between two steps counts for the second.
+func TestXIDDuringAPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1)
+		var during func()
+		b.wrapCreate(func() {
+			if during != nil {
+				during()
+			}
+		})
+		b.start()
+		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@4")})
+		b.mustPrepare("a")
+		b.remove("a")
+		sick := b.instance(0, "2g.10gb@4")
+		during = func() {
+			during = nil
+			if err := b.node.XID(nvml.GPUID(b.gpus[0]), sick.GI, 94); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(2 * time.Second)
+		}
+		b.bind(pod{name: "b", devices: b.on(0, "1g.5gb@0", "2g.10gb@4")})
+		b.mustPrepare("b")
+		b.rest()
+		if got := b.instance(0, "2g.10gb@4").UUID; got == sick.UUID {
+			t.Errorf("b has the instance %s that reported an error", got)
+		}
+		b.expectText("condition", b.condition("HardwareFailing"), "False None")
+		if got := b.unhealthy(); len(got) > 0 {
+			t.Errorf("pods %v have unhealthy slots", got)
+		}
+		b.stop()
+	})
+}
