@@ -46,8 +46,9 @@ type Catalogue struct {
 	sheets    []sheet    // one for each template, or one for all profiles
 	offers    ranking    // of all sheets
 	common    []int      // indexes of the profiles that a request gets unasked, ascending by ID
+	positions *positions // shared with the catalogues that WithMix returns
 	scores    scores
-	states    *states // shared with the catalogues that WithMix returns
+	states    *states // shared likewise
 	tables    *tables
 }
 
@@ -95,7 +96,8 @@ func Nothing(name string) *Catalogue {
 // must then name profiles of the model, and each template must be placeable on
 // an idle GPU (CheckTemplate tells beforehand).
 //
-// It takes well under a millisecond for every known GPU. A GPU with more than 16
+// It takes well under a millisecond for every known GPU and a handful of templates;
+// 40 ms for a hundred. A GPU with more than 16
 // units (spans that no placement divides; the largest known has 8) is refused.
 func NewCatalogue(m *Model, rule Rule, allowed []ProfileID, templates []Template) (*Catalogue, error) {
 	c := &Catalogue{model: m, rule: rule}
@@ -117,7 +119,10 @@ func NewCatalogue(m *Model, rule Rule, allowed []ProfileID, templates []Template
 		return nil, fmt.Errorf("building catalogue of %s: %w", m.name, err)
 	}
 	c.rank()
-	c.scores = newScores(m, c.uniform())
+	if c.positions, err = newPositions(c); err != nil {
+		return nil, fmt.Errorf("building catalogue of %s: %w", m.name, err)
+	}
+	c.scores = newScores(m, c.positions, c.uniform())
 	c.states, c.tables = newStates(c), new(tables)
 	return c, nil
 }

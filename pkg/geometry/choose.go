@@ -42,7 +42,7 @@ func (c *Catalogue) Choices(o Occupancy, w Want, yield func(Choice) bool) {
 
 // walk is Choices for a query that has been resolved.
 func (c *Catalogue) walk(q query, o Occupancy, yield func(Choice) bool) {
-	s := search{query: q, catalogue: c, o: o, state: c.model.state(o.Mask), yield: yield}
+	s := search{query: q, catalogue: c, o: o, state: c.model.state(o.Mask), row: c.positions.row(&o), yield: yield}
 	for i := range c.sheets {
 		if !s.through(&c.sheets[i]) {
 			return
@@ -56,6 +56,7 @@ type search struct {
 	catalogue *Catalogue
 	o         Occupancy
 	state     int                 // of o; see unitsOf
+	row       int                 // of o; see positions
 	seen      [maxProfiles]uint64 // starts that were yielded, as bits, by profile
 	yield     func(Choice) bool
 }
@@ -120,9 +121,12 @@ func (s *search) best(of *offer, starts uint64) Choice {
 		Score:     math.MaxInt64,
 	}
 	windows := s.catalogue.model.shapes[of.profile].states
+	g := s.catalogue.positions
+	now, then := g.position(s.row, s.state), g.then(s.row, of.profile)
 	for ; starts != 0; starts &= starts - 1 {
 		start := bits.TrailingZeros64(starts)
-		if score := s.catalogue.scores.of(s.state, s.state|windows[start]); score < choice.Score {
+		after := g.position(then, s.state|windows[start])
+		if score := s.catalogue.scores.of(s.state, now, after); score < choice.Score {
 			choice.Start, choice.Score = start, score
 		}
 	}

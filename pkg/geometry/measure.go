@@ -57,3 +57,14 @@ func (c *Catalogue) TemplateInForce(o Occupancy) (index int, ok bool) {
 	}
 	return 0, false
 }
+
+// countFree is the number of windows that are free in a state.
+func countFree(windows []int, state int) int {
+	n := 0
+	for _, w := range windows {
+		if state&w == 0 {
+			n++
+		}
+	}
+	return n
+}

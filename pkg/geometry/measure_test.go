@@ -72,7 +72,7 @@ func TestMeasuresOnEveryLayout(t *testing.T) {
 			c, slow := newCatalogue(t, m, tc.conf), newSlowCatalogue(m, tc.conf)
 			forEachLayout(m, func(l Layout) {
 				o, there := mustOccupy(t, m, l), spansOf(m, l)
-				drawn := slow.scorer.taken(there)
+				drawn := slow.scorer.on(there).taken
 				if want := slow.scorer.fragmentation(drawn); math.Abs(c.Fragmentation(o)-want) > 1e-9 {
 					t.Fatalf("%s: Fragmentation = %v, want %v", m.Format(l), c.Fragmentation(o), want)
 				}

@@ -152,7 +152,7 @@ func newSlowCatalogue(m *Model, conf config) *slowCatalogue {
 		plain = listed
 	}
 	c.common = plain
-	c.scorer = newSlowScorer(m, plain)
+	c.scorer = newSlowScorer(m, plain, conf.templates)
 	for i, w := range []Want{{Strict: false}, {Strict: true}} {
 		for _, group := range c.groups {
 			c.sorted[i].groups = append(c.sorted[i].groups, slices.SortedFunc(slices.Values(group), c.smaller(w)))
@@ -251,8 +251,7 @@ func (c *slowCatalogue) realisable(t Template, there []span) bool {
 			return false // in use and not in the template
 		}
 	}
-	gpu := c.scorer.taken(there)
-	return placeAll(gpu, left)
+	return placeAll(c.scorer.on(there).taken, left)
 }
 
 func placeAll(gpu string, left []Profile) bool {

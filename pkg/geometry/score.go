@@ -18,66 +18,75 @@ const (
 	lookAhead    = 10   // requests ahead, k
 	choiceWeight = 0.5  // of what is left to choose from
 	packWeight   = 0.25 // per memory slice free before: prefer fuller GPUs
+	stockWeight  = 0.5  // the same with templates
 )
 
-// scores has the placement score S for every state of a GPU. For a state m, the
-// state m' after the placement, and a mix p of requests to come:
+// scores has the placement score S for every position of a GPU. For a position m,
+// the position m' after the placement, and a mix p of requests to come:
 //
 //	V0(m) = 0
 //	Vk(m) = sum_p mix[p] * max( Vk-1(m), max over starts of size_p + Vk-1(m with p there) )
-//	C(m)  = sum_p mix[p] * size_p * (1 + 1/2 + ... + 1/n),  n the legal starts of p in m
+//	C(m)  = sum_p mix[p] * size_p * (1 + 1/2 + ... + 1/n),  n the starts of p in m
 //	S     = V10(m) - V10(m') + 0.5 (C(m) - C(m')) + 0.25 free(m)
+//
+// with 0.5 free(m) where there are templates.
 //
 // V is what the next ten requests can get of this GPU alone if each is placed as
 // well as possible and none ends. C is what it leaves to choose from: the first
 // place that a profile has counts most, a second one half as much, because where
 // instances end at any time a profile is better off with two places than with one.
 // The last term prefers GPUs that are full already, so that others run empty. All
-// terms are in memory slices.
+// terms are in memory slices. Starts are those that Choices offers: with templates
+// the ones that leave the rest of a template realisable.
 //
-// S is potential[m'] - potential[m] + pack[m]: two look-ups for a placement.
+// S is potential[m'] - potential[m] + pack[state of m]: look-ups for a placement.
 type scores struct {
-	potential []int64 // - V10 - 0.5 C by state, times ScoreScale
-	pack      []int64 // 0.25 free by state, times ScoreScale
+	potential []int64 // - V10 - 0.5 C by position, times ScoreScale
+	pack      []int64 // 0.25 or 0.5 free by state, times ScoreScale
 }
 
-// of is S of going from a state to another.
-func (s *scores) of(before, after int) int64 {
-	return s.potential[after] - s.potential[before] + s.pack[before]
+// of is S of going from a position, with a GPU in a state, to another.
+func (s *scores) of(state, before, after int) int64 {
+	return s.potential[after] - s.potential[before] + s.pack[state]
 }
 
 // share is a profile's part in the mix.
 type share struct {
+	profile int     // index in the model
 	weight  float64 // all together 1
 	size    float64 // memory slices
-	windows []int   // placements as states
 }
 
 // newScores fills the tables for a mix, by index of the profile. Profiles with
 // weight 0 do not count at all.
-func newScores(m *Model, mix map[int]float64) scores {
+func newScores(m *Model, g *positions, mix map[int]float64) scores {
 	var shares []share
 	for _, i := range slices.Sorted(maps.Keys(mix)) { // floating-point sums need an order
 		if mix[i] > 0 {
-			shares = append(shares, share{mix[i], float64(m.profiles[i].Size), m.windows(i)})
+			shares = append(shares, share{i, mix[i], float64(m.profiles[i].Size)})
 		}
 	}
-	states := 1 << len(m.units)
-	value := values(shares, states)
-	s := scores{potential: make([]int64, states), pack: make([]int64, states)}
-	for state := range states {
-		s.potential[state] = scaled(-value[state] - float64(choiceWeight*choice(shares, state)))
-		s.pack[state] = scaled(float64(packWeight * float64(m.freeIn(state))))
+	value := values(shares, g)
+	s := scores{potential: make([]int64, g.count()), pack: make([]int64, g.states)}
+	for position := range s.potential {
+		s.potential[position] = scaled(-value[position] - float64(choiceWeight*choice(shares, g, position)))
+	}
+	weight := packWeight
+	if g.at != nil {
+		weight = stockWeight
+	}
+	for state := range s.pack {
+		s.pack[state] = scaled(float64(weight * float64(m.freeIn(state))))
 	}
 	return s
 }
 
-// choice is C of a state.
-func choice(shares []share, state int) float64 {
+// choice is C of a position.
+func choice(shares []share, g *positions, position int) float64 {
 	sum := 0.0
 	for _, p := range shares {
 		worth := 0.0
-		for i := range countFree(p.windows, state) {
+		for i := range g.moves(position, p.profile) {
 			worth += 1 / float64(i+1)
 		}
 		sum += float64(p.weight * p.size * worth)
@@ -85,63 +94,27 @@ func choice(shares []share, state int) float64 {
 	return sum
 }
 
-// values is V10 by state. Products are converted before they are added, so that
+// values is V10 by position. Products are converted before they are added, so that
 // no processor fuses the two and all replicas compute the same.
-func values(shares []share, states int) []float64 {
-	after, ends := moves(shares, states)
-	value, next := make([]float64, states), make([]float64, states)
+func values(shares []share, g *positions) []float64 {
+	value, next := make([]float64, g.count()), make([]float64, g.count())
 	for range lookAhead {
-		from, entry := int32(0), 0
-		for state := range states {
+		for position := range value {
 			sum := 0.0
 			for i := range shares {
-				best := value[state]
-				for _, to := range after[from:ends[entry]] {
+				best := value[position]
+				for _, to := range g.moves(position, shares[i].profile) {
 					if v := shares[i].size + value[to]; v > best { // max would look for NaN
 						best = v
 					}
 				}
 				sum += float64(shares[i].weight * best)
-				from = ends[entry]
-				entry++
 			}
-			next[state] = sum
+			next[position] = sum
 		}
 		value, next = next, value
 	}
 	return value
-}
-
-// moves lists the states that a request can lead to: for each state and, in it,
-// each share those up to its end.
-func moves(shares []share, states int) (after []uint16, ends []int32) {
-	windows := 0
-	for i := range shares {
-		windows += len(shares[i].windows)
-	}
-	after, ends = make([]uint16, 0, states*windows), make([]int32, 0, states*len(shares))
-	for state := range states {
-		for i := range shares {
-			for _, w := range shares[i].windows {
-				if state&w == 0 {
-					after = append(after, uint16(state|w))
-				}
-			}
-			ends = append(ends, int32(len(after)))
-		}
-	}
-	return after, ends
-}
-
-// countFree is the number of windows that are free in a state.
-func countFree(windows []int, state int) int {
-	n := 0
-	for _, w := range windows {
-		if state&w == 0 {
-			n++
-		}
-	}
-	return n
 }
 
 // scaled rounds memory slices to a score.
@@ -179,6 +152,6 @@ func (c *Catalogue) WithMix(weights map[ProfileID]float64) (*Catalogue, error) {
 		mix[c.model.index(id)] = w / sum
 	}
 	other := *c
-	other.scores, other.tables = newScores(c.model, mix), new(tables)
+	other.scores, other.tables = newScores(c.model, c.positions, mix), new(tables)
 	return &other, nil
 }

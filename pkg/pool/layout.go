@@ -62,14 +62,15 @@ func (v *View) unruled() *View {
 	return &out
 }
 
-// anything is the catalogue of everything that the hardware can be cut into, with
-// the memory that the configuration promises where it says so.
+// anything is the catalogue of everything that the hardware can be cut into. What
+// the configuration promises of a profile's memory holds for all that have the same,
+// so that none of them looks smaller.
 func anything(c *geometry.Catalogue) (*geometry.Catalogue, error) {
 	model := c.Model()
 	profiles := slices.Clone(model.Profiles())
 	for i := range profiles {
 		for _, e := range c.Entries() {
-			if e.Profile == profiles[i].ID {
+			if same, _ := model.Profile(e.Profile); same.MemoryMiB == model.Profiles()[i].MemoryMiB {
 				profiles[i].MemoryMiB = max(profiles[i].MemoryMiB, e.MemoryMiB)
 			}
 		}

@@ -329,7 +329,7 @@ func TestFitFollowsTheFile(t *testing.T) {
 		{
 			name: "a device that an init container had is enough for both: half a GPU, not a small one",
 			pod:  pod("p").wants("c", "gpu=1 gpumem=4000").init("i", "gpu=1 gpumem-percentage=50"),
-			want: "3g.20gb@4:GPU-0",
+			want: "3g.20gb@0:GPU-0",
 		},
 		{
 			name: "a whole GPU with more memory than the model has",

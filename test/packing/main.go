@@ -37,12 +37,28 @@ func run(ctx context.Context) error {
 	p := protocol{}
 	docs := flag.String("docs", "docs", "directory of packing.md and packing.svg")
 	openb := flag.String("openb", "", "directory of the openb trace; its figures are left as they are without it")
+	templates := flag.Int("templates", 4, "runs for each line of the table with templates; 0 leaves it as it is")
+	device := flag.String("device-config", "manifests/base/nodeagent/device-config.yaml", "file with these templates")
+	only := flag.Bool("only-templates", false, "measure that table only")
 	flag.IntVar(&p.seeds, "seeds", 12, "runs for each mix, load and policy")
 	flag.IntVar(&p.fills, "fills", 120, "runs for each mix and policy of a fill")
 	flag.IntVar(&p.arrivals, "arrivals", 16000, "requests of a run")
 	flag.Parse()
 
 	began := time.Now()
+	file := filepath.Join(*docs, "packing.md")
+	if *templates > 0 {
+		text, err := p.templateReport(ctx, *device, *templates)
+		if err != nil {
+			return err
+		}
+		if err := replace(file, "templates", text); err != nil {
+			return err
+		}
+		if *only {
+			return nil
+		}
+	}
 	m, err := p.measure(ctx, func(done, all int) {
 		if done*10/all != (done-1)*10/all {
 			fmt.Fprintf(os.Stderr, "%d of %d runs\n", done, all)
@@ -51,7 +67,6 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	file := filepath.Join(*docs, "packing.md")
 	if err := replace(file, "protocol", p.report(m)); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -111,5 +112,31 @@ func TestWholeWay(t *testing.T) {
 	var out strings.Builder
 	if err := p.targets(m, &out); err != nil || strings.Count(out.String(), "regret of ours") != len(loads) {
 		t.Errorf("targets are reported as %q (%v)", out.String(), err)
+	}
+}
+
+// TestTemplateReport: a line for each board, load and mix, and in none is ours worse
+// than layouts that stay as they are.
+func TestTemplateReport(t *testing.T) {
+	p := protocol{arrivals: 400}
+	text, err := p.templateReport(t.Context(), "../../manifests/base/nodeagent/device-config.yaml", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := 0
+	for line := range strings.Lines(text) {
+		cells := strings.Split(line, "|")
+		if len(cells) != 5+len(templatePolicies) || !strings.Contains(line, "GB") {
+			continue
+		}
+		lines++
+		ours, err1 := strconv.ParseFloat(strings.TrimSpace(cells[4]), 64)
+		fixed, err2 := strconv.ParseFloat(strings.TrimSpace(cells[3+len(templatePolicies)]), 64)
+		if err1 != nil || err2 != nil || ours < fixed-1 {
+			t.Errorf("%s: ours is %v, templates %v (%v, %v)", strings.TrimSpace(line), ours, fixed, err1, err2)
+		}
+	}
+	if want := len(templated) * len(loads) * len(templateMixes); lines != want {
+		t.Errorf("the table has %d lines, want %d:\n%s", lines, want, text)
 	}
 }
