@@ -67,7 +67,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.StringVar(&o.resetCommand, "reset-command", "", "`command` that resets the GPU named by {uuid}, {index} or {bus}, such as \"nvidia-smi --gpu-reset -i {uuid}\"; run on an Ampere GPU that nobody uses, to change its MIG mode (default: no GPU is ever reset)")
 	flags.StringVar(&o.procDir, "proc-dir", "/proc", "proc file system that shows all processes of the node, a `directory`")
 	flags.StringVar(&o.hamiCoreDir, "hami-core-dir", "/usr/local/vgpu", "`directory` of the host with HAMi-core's libvgpu.so, for GPUs in mode hami-core; the agent must see it under the same path and may write there")
-	flags.StringVar(&o.hamiCoreLock, "hami-core-lock-dir", "/tmp/vgpulock", "`directory` of the host for the lock that all processes with HAMi-core share")
+	flags.StringVar(&o.hamiCoreLock, "hami-core-lock-dir", "/var/lib/dynamig/vgpulock", "`directory` of the host for the lock that all processes with HAMi-core share, in a place where only root can write; the agent must see it under the same path")
 	flags.StringVar(&o.listen, "listen", "", "`address` for /metrics, /healthz and /readyz, such as :9401 (default: none)")
 	flags.BoolVar(&o.dryRun, "dry-run", false, "say what the agent would do if it were started now, touch nothing, and end")
 	addVerbosity(flags)

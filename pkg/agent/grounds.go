@@ -12,13 +12,14 @@ import (
 
 // grounds is the hardware that allocations are judged against: all profiles that
 // NVML reports, whatever the configuration offers, since the scheduler has chosen
-// already. It does not change.
+// already. It does not change; only the health that it asks for does.
 type grounds struct {
-	hardware v1alpha1.GPUNodeStatus // gpus and models only
-	excluded map[string]string      // by UUID: why nothing can be had of a GPU of this node
-	unread   map[string]bool        // by UUID: profiles are not known yet
-	minors   map[string]int         // by UUID: of the GPUs' device nodes
-	device   *config.Device         // settings of software shares
+	hardware v1alpha1.GPUNodeStatus  // gpus and models only
+	excluded map[string]string       // by UUID: why nothing can be had of a GPU of this node
+	unread   map[string]bool         // by UUID: profiles are not known yet
+	minors   map[string]int          // by UUID: of the GPUs' device nodes
+	health   map[string]func() state // by UUID: how the GPU is now
+	device   *config.Device          // settings of software shares
 }
 
 // judge says why an allocation can never be had here; errWait when that cannot be
@@ -56,6 +57,28 @@ func (g *grounds) excludes(o *owner) string {
 		}
 	}
 	return ""
+}
+
+// ailing says what is wrong with a GPU that o has a share of, empty when nothing
+// is, and whether that stays so until a reset. Instances are not its business: their
+// GPU's worker knows before it makes one.
+func (g *grounds) ailing(o *owner) (why string, lasting bool) {
+	if g == nil {
+		return "", false
+	}
+	for _, d := range o.shares {
+		gpu, health := g.hardware.GPU(d.GPU), g.health[d.GPU]
+		if gpu == nil || health == nil {
+			continue
+		}
+		if view := health(); view.unhealthy != "" {
+			why, lasting = fmt.Sprintf("GPU %d is unhealthy: %s", gpu.Index, view.unhealthy), view.broken
+		}
+		if lasting {
+			break
+		}
+	}
+	return why, lasting
 }
 
 // describe names a placement for people: "2g.10gb on GPU 0 at 0".

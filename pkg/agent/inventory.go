@@ -268,11 +268,11 @@ func (inv *inventory) resolve(s *settings, entry config.NodeEntry) {
 
 // grounds are what allocations are judged against.
 func (inv *inventory) grounds(excluded map[string]string) *grounds {
-	g := &grounds{excluded: excluded, unread: map[string]bool{}, minors: map[string]int{}, device: inv.device}
+	g := &grounds{excluded: excluded, unread: map[string]bool{}, minors: map[string]int{}, health: map[string]func() state{}, device: inv.device}
 	for i := range inv.gpus {
 		gpu := &inv.gpus[i]
 		view := gpu.worker.view()
-		g.minors[string(gpu.ID)] = gpu.Minor
+		g.minors[string(gpu.ID)], g.health[string(gpu.ID)] = gpu.Minor, gpu.worker.view
 		if view.model == nil {
 			g.unread[string(gpu.ID)] = true
 			continue

@@ -53,6 +53,7 @@ type owner struct {
 	trouble    map[v1alpha1.Span]trouble
 	unplaced   string          // why Prepare refuses a pod without an annotation
 	contested  string          // why it is not admitted yet: somebody has its placement
+	ailing     string          // likewise: a GPU that is to be shared with it is unhealthy
 	told       map[string]bool // failures that the pod has an event of
 }
 
@@ -121,7 +122,7 @@ func (o *owner) phase() v1alpha1.PodPhase {
 		return v1alpha1.PodRefused
 	case o.holds() && len(o.made) == len(o.spans):
 		return v1alpha1.PodPrepared
-	case slices.ContainsFunc(slices.Collect(maps.Values(o.trouble)), trouble.lasting):
+	case o.ailing != "" || slices.ContainsFunc(slices.Collect(maps.Values(o.trouble)), trouble.lasting):
 		return v1alpha1.PodFailing
 	default:
 		return v1alpha1.PodPreparing
@@ -130,8 +131,8 @@ func (o *owner) phase() v1alpha1.PodPhase {
 
 // reason is why the owner is not prepared: that of its first placement in trouble.
 func (o *owner) reason() string {
-	if o.Refused != "" || o.contested != "" {
-		return cmp.Or(o.Refused, o.contested)
+	if why := cmp.Or(o.Refused, o.contested, o.ailing); why != "" {
+		return why
 	}
 	for _, span := range o.spans {
 		if t, ok := o.trouble[span]; ok {
@@ -295,7 +296,7 @@ func (s *owners) refuse(o *owner, reason string) {
 	if o.Refused != "" {
 		return
 	}
-	o.Refused, o.contested = reason, ""
+	o.Refused, o.contested, o.ailing = reason, "", ""
 	s.urgent = true
 	clear(o.made)
 	clear(o.trouble)
@@ -347,11 +348,21 @@ var errWait = errors.New("the GPUs are not known yet")
 // has had before is not judged again.
 func (s *owners) admit(o *owner) {
 	if !o.Prepared {
+		o.ailing = ""
 		switch err := s.grounds.judge(&o.allocation); {
 		case errors.Is(err, errWait):
 			return
 		case err != nil:
 			s.refuse(o, err.Error())
+			return
+		}
+		switch why, lasting := s.grounds.ailing(o); {
+		case lasting:
+			s.refuse(o, why)
+			return
+		case why != "":
+			o.ailing = why
+			s.tell(o)
 			return
 		}
 	}

@@ -113,6 +113,23 @@ func (s *owners) settle(gpu string, r results) {
 	})
 }
 
+// readmit looks again at the pods that wait for GPUs that they are to share, if the
+// health of these has changed.
+func (s *owners) readmit() {
+	s.mu.Lock()
+	news := false
+	for _, o := range s.pods {
+		if o.ailing != "" {
+			why, lasting := s.grounds.ailing(o)
+			news = news || why != o.ailing || lasting
+		}
+	}
+	s.mu.Unlock()
+	if news {
+		s.do(s.admitAll)
+	}
+}
+
 // tell the pod's user, once each, that the pod is prepared or why it fails.
 func (s *owners) tell(o *owner) {
 	switch phase, reason := o.phase(), o.reason(); {

@@ -35,6 +35,7 @@ func (w *worker) publish(s *situation) {
 	if s != nil {
 		w.owners.settle(string(w.id), w.results(s))
 	}
+	w.owners.readmit()
 	if news {
 		w.changed(false)
 	}

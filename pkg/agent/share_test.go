@@ -21,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/nvml"
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
 )
 
@@ -281,5 +282,33 @@ func TestCordonedGPU(t *testing.T) {
 		if got := b.slots.has(); got != 14 {
 			t.Errorf("capacity afterwards is %d, want 14", got)
 		}
+	})
+}
+
+// TestShareOfAnUnhealthyGPU: nothing starts on a GPU that cannot be used. One that
+// needs a reset refuses the pod, one that may come back makes it wait.
+func TestShareOfAnUnhealthyGPU(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := shareBench(t, sharing, sim.GPUSpec{Board: "H100-80GB"}, sim.GPUSpec{Board: "H100-80GB"})
+		b.start()
+		defer b.stop()
+		b.bind(pod{name: "before", devices: []v1alpha1.Device{b.share(0, 0, 8000, 30)}})
+		b.given("before", "main")
+		b.xid("", 79)
+		b.expectEvents("before", reasonUnhealthy, "GPU 0 is unhealthy: it reports XID 79")
+		b.bind(pod{name: "broken", devices: []v1alpha1.Device{b.share(0, 1, 8000, 30)}})
+		if devices, err := b.prepare("broken"); err == nil || !strings.Contains(err.Error(), "refuses the pod for good: GPU 0 is unhealthy: it reports XID 79") {
+			t.Errorf("Prepare(broken) = %v, %v; want it refused", devices, err)
+		}
+		b.given("before", "main") // a restart of the container is the user's decision
+
+		if err := b.node.AddFault(sim.Fault{Call: sim.CallMIGMode, GPU: nvml.GPUID(b.gpus[1]), Code: "UNKNOWN", Times: 8}); err != nil {
+			t.Fatal(err)
+		}
+		b.sleep(25 * time.Second)
+		b.bind(pod{name: "waiting", devices: []v1alpha1.Device{b.share(1, 0, 8000, 30)}})
+		b.expectText("phase", b.phaseOf("waiting"), "Failing: GPU 1 is unhealthy: ")
+		b.sleep(time.Minute)
+		b.given("waiting", "main")
 	})
 }

@@ -164,11 +164,13 @@ func (w *worker) recover(reloaded bool) {
 	}
 }
 
-// ail tells the owners of some placements, once each, that something is wrong.
+// ail tells the owners of some placements, once each, that something is wrong. A
+// software share counts as an empty span of its GPU.
 func (s *owners) ail(of func(v1alpha1.Span) bool, message string) {
 	s.do(func() {
 		for _, o := range s.pods {
-			if o.holds() && slices.ContainsFunc(o.spans, of) && !o.told[message] && len(o.told) < maxTold {
+			share := func(d v1alpha1.Device) bool { return of(v1alpha1.Span{GPU: d.GPU}) }
+			if o.holds() && (slices.ContainsFunc(o.spans, of) || slices.ContainsFunc(o.shares, share)) && !o.told[message] && len(o.told) < maxTold {
 				o.told[message] = true
 				s.events.warn(o, reasonUnhealthy, strings.ToUpper(message[:1])+message[1:])
 			}

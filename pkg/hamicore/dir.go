@@ -4,12 +4,14 @@
 package hamicore
 
 import (
+	"cmp"
 	"debug/elf"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -42,24 +44,8 @@ var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AA
 // Check says in one sentence why no container could use the library, with the
 // remedy; nil when it can be used.
 func (d Dir) Check() error {
-	file, err := d.library()
-	if err != nil {
+	if _, err := d.usable(); err != nil {
 		return err
-	}
-	f, err := elf.Open(file)
-	if err != nil {
-		return fmt.Errorf("%s is no readable ELF library (%w); install HAMi-core's libvgpu.so for %s there", file, err, runtime.GOARCH)
-	}
-	defer func() { _ = f.Close() }() // read only
-	if f.Machine != machines[runtime.GOARCH] || f.Type != elf.ET_DYN {
-		return fmt.Errorf("%s is %s for %s; install HAMi-core's libvgpu.so for %s there", file, f.Type, f.Machine, runtime.GOARCH)
-	}
-	info, err := os.Stat(file)
-	if err != nil {
-		return err
-	}
-	if info.Mode().Perm()&0o444 != 0o444 {
-		return fmt.Errorf("%s has mode %v, so that not every container can load it; run chmod a+r on it", file, info.Mode().Perm())
 	}
 	if _, err := d.preloadThere(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -67,32 +53,91 @@ func (d Dir) Check() error {
 	return nil
 }
 
+// usable is the library, of which it is known that a container can load it: the
+// dynamic linker says nothing that ends a program when it cannot preload one.
+func (d Dir) usable() (string, error) {
+	file, err := d.library()
+	if err != nil {
+		return "", err
+	}
+	f, err := elf.Open(file)
+	if err != nil {
+		return "", fmt.Errorf("%s is no readable ELF library (%w); install HAMi-core's libvgpu.so for %s there", file, err, runtime.GOARCH)
+	}
+	defer func() { _ = f.Close() }() // read only
+	if f.Machine != machines[runtime.GOARCH] || f.Type != elf.ET_DYN {
+		return "", fmt.Errorf("%s is %s for %s; install HAMi-core's libvgpu.so for %s there", file, f.Type, f.Machine, runtime.GOARCH)
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return "", err
+	}
+	for _, part := range f.Progs {
+		if part.Filesz > uint64(info.Size()) || part.Off > uint64(info.Size())-part.Filesz {
+			return "", fmt.Errorf("%s ends after %d bytes, in the middle of what is to be loaded; copy HAMi-core's libvgpu.so there again", file, info.Size())
+		}
+	}
+	if info.Mode().Perm()&0o444 != 0o444 {
+		return "", fmt.Errorf("%s has mode %v, so that not every container can load it; run chmod a+r on it", file, info.Mode().Perm())
+	}
+	return file, nil
+}
+
+// versioned is HAMi's name of the library; what follows the numbers is of a build
+// before them, as in v2.10.0-rc1.
+var versioned = regexp.MustCompile(`^libvgpu\.so\.v?([0-9]+(?:\.[0-9]+)*)(-[0-9A-Za-z.-]+)?$`)
+
 // library is the newest libvgpu.so of the directory: plain, or HAMi's
-// libvgpu.so.VERSION.
+// libvgpu.so.VERSION. Directories and names of other forms, such as copies that
+// are under way or kept, are none.
 func (d Dir) library() (string, error) {
 	entries, err := os.ReadDir(d.Path)
 	if err != nil {
 		return "", fmt.Errorf("reading HAMi-core's directory: %w; install libvgpu.so there, or name another with --hami-core-dir", err)
 	}
-	var names []string
+	var newest string
 	for _, e := range entries {
-		if e.Name() == library || strings.HasPrefix(e.Name(), library+".") {
-			names = append(names, e.Name())
+		if e.Name() != library && !versioned.MatchString(e.Name()) {
+			continue
+		}
+		file := filepath.Join(d.Path, e.Name())
+		if info, err := os.Stat(file); err != nil || !info.Mode().IsRegular() {
+			continue
+		}
+		if e.Name() == library {
+			return file, nil
+		}
+		if newest == "" || compareVersions(e.Name(), newest) > 0 {
+			newest = e.Name()
 		}
 	}
-	if len(names) == 0 {
+	if newest == "" {
 		return "", fmt.Errorf("%s has no %s; install HAMi-core there, or name another directory with --hami-core-dir", d.Path, library)
 	}
-	if slices.Contains(names, library) {
-		return filepath.Join(d.Path, library), nil
+	return filepath.Join(d.Path, newest), nil
+}
+
+// compareVersions orders two versioned names: by their numbers, then builds before
+// the release itself, then as text.
+func compareVersions(a, b string) int {
+	x, y := versioned.FindStringSubmatch(a), versioned.FindStringSubmatch(b)
+	number := func(s, t string) int { // of any length
+		s, t = strings.TrimLeft(s, "0"), strings.TrimLeft(t, "0")
+		return cmp.Or(cmp.Compare(len(s), len(t)), cmp.Compare(s, t))
 	}
-	return filepath.Join(d.Path, slices.Max(names)), nil
+	if c := slices.CompareFunc(strings.Split(x[1], "."), strings.Split(y[1], "."), number); c != 0 {
+		return c
+	}
+	if (x[2] == "") != (y[2] == "") {
+		return cmp.Compare(len(y[2]), len(x[2]))
+	}
+	return cmp.Compare(a, b)
 }
 
 // Make makes what a home's containers need on the host and returns the mounts. It
-// may be repeated; what is there is kept.
+// may be repeated; what is there is kept. A library that cannot be used is an error.
 func (d Dir) Make(h *Home) ([]Mount, error) {
-	file, err := d.library()
+	file, err := d.usable()
 	if err != nil {
 		return nil, err
 	}
@@ -119,13 +164,21 @@ func (d Dir) Make(h *Home) ([]Mount, error) {
 }
 
 // open777 makes a directory that the container's user, whoever that is, can write.
+// What else is there, such as a link that somebody has put there, is not followed.
+// No sticky bit: HAMi-core up to early 2026 (src/utils.c: O_EXCL, remove) waits for
+// ever for a lock that a process of another user has left and that it may not remove.
 func open777(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	info, err := os.Stat(dir)
-	if err != nil || info.Mode().Perm() == 0o777 {
+	info, err := os.Lstat(dir)
+	switch {
+	case err != nil:
 		return err
+	case !info.IsDir():
+		return fmt.Errorf("it is no directory but %v; remove it", info.Mode().Type())
+	case info.Mode().Perm() == 0o777:
+		return nil
 	}
 	return os.Chmod(dir, 0o777) // past the umask
 }
@@ -137,11 +190,29 @@ func (d Dir) preload() (string, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return file, err
 	}
-	temporary := file + ".new"
-	if err := os.WriteFile(temporary, []byte(preloadText+"\n"), 0o644); err != nil {
+	if err := d.writePreload(file); err != nil {
 		return "", fmt.Errorf("writing %s: %w; make %s writable for the agent", file, err, d.Path)
 	}
-	return file, os.Rename(temporary, file)
+	return file, nil
+}
+
+// writePreload writes the file whole, under a name of its own first: containers
+// start in parallel.
+func (d Dir) writePreload(file string) (err error) {
+	f, err := os.CreateTemp(d.Path, "ld.so.preload.*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.WriteString(preloadText + "\n")
+	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), file)
 }
 
 // preloadText is what the file says.

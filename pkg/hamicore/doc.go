@@ -18,6 +18,7 @@
 //
 //	I1  There is a limit of memory for every device that the library could see: the
 //	    library takes none, or 0, for unlimited.
+//	    A library that the dynamic linker would not load is no library.
 //	I2  No two pods, and no two homes, share a directory.
 //
 // The names and values are those of HAMi v2.10 (pkg/device-plugin/nvidiadevice/

@@ -5,10 +5,13 @@ package hamicore
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -64,20 +67,37 @@ func elfFile(machine, kind uint16) []byte {
 	return head
 }
 
-func TestCheck(t *testing.T) {
-	mine := uint16(0)
-	for _, m := range machines {
-		if self, err := os.Executable(); err == nil {
-			text, err := os.ReadFile(self)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if uint16(m) == binary.LittleEndian.Uint16(text[18:]) {
-				mine = uint16(m)
-			}
-		}
+// ownMachine is the ELF machine of this architecture, as the test program has it.
+func ownMachine(t *testing.T) uint16 {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
 	}
-	const dynamic, executable = 3, 2
+	text, err := os.ReadFile(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return binary.LittleEndian.Uint16(text[18:])
+}
+
+const dynamic, executable = 3, 2 // ET_DYN, ET_EXEC
+
+// cutOff is the head of an ELF file with one segment, most of which is missing.
+func cutOff(machine uint16) []byte {
+	head := append(elfFile(machine, dynamic), make([]byte, 56)...)
+	binary.LittleEndian.PutUint64(head[32:], 64) // e_phoff
+	binary.LittleEndian.PutUint16(head[54:], 56) // e_phentsize
+	binary.LittleEndian.PutUint16(head[56:], 1)  // e_phnum
+	binary.LittleEndian.PutUint32(head[64:], 1)  // p_type: PT_LOAD
+	binary.LittleEndian.PutUint64(head[96:], 4096)
+	return head
+}
+
+// TestOnlyAUsableLibrary (I1): what the dynamic linker would not load is not
+// offered, and nothing starts with it.
+func TestOnlyAUsableLibrary(t *testing.T) {
+	mine := ownMachine(t)
 	for _, tc := range []struct {
 		name, file string
 		text       []byte
@@ -88,19 +108,22 @@ func TestCheck(t *testing.T) {
 		{"with HAMi's version", "libvgpu.so.v2.10.0", elfFile(mine, dynamic), 0o644, ""},
 		{"missing", "libother.so", elfFile(mine, dynamic), 0o644, "has no libvgpu.so; install HAMi-core there, or name another directory with --hami-core-dir"},
 		{"empty", "libvgpu.so", nil, 0o644, "is no readable ELF library"},
+		{"cut off", "libvgpu.so", cutOff(mine), 0o644, "ends after 120 bytes, in the middle of what is to be loaded"},
 		{"a script", "libvgpu.so", []byte("#!/bin/sh\nexit 0\n and some more text to be long enough for a header"), 0o644, "is no readable ELF library"},
 		{"of another architecture", "libvgpu.so", elfFile(21, dynamic), 0o644, "for EM_PPC64"},
 		{"a program", "libvgpu.so", elfFile(mine, executable), 0o644, "is ET_EXEC"},
 		{"readable for the owner only", "libvgpu.so", elfFile(mine, dynamic), 0o600, "run chmod a+r on it"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			d := Dir{Path: t.TempDir()}
+			d := Dir{Path: t.TempDir(), Lock: t.TempDir()}
 			if err := os.WriteFile(filepath.Join(d.Path, tc.file), tc.text, tc.mode); err != nil {
 				t.Fatal(err)
 			}
-			err := d.Check()
-			if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
-				t.Errorf("Check = %v, want %q", err, tc.want)
+			_, made := d.Make(&Home{PodUID: "u", Container: "c"})
+			for name, err := range map[string]error{"Check": d.Check(), "Make": made} {
+				if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+					t.Errorf("%s = %v, want %q", name, err, tc.want)
+				}
 			}
 		})
 	}
@@ -109,10 +132,42 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// TestNewestLibrary: versions are numbers, and only files with one count.
+func TestNewestLibrary(t *testing.T) {
+	for _, tc := range []struct {
+		name, want string
+		files      []string
+	}{
+		{"numbers, not text", "libvgpu.so.v2.10.0", []string{"libvgpu.so.v2.9.0", "libvgpu.so.v2.10.0", "libvgpu.so.v2.2.14"}},
+		{"more numbers are newer", "libvgpu.so.2.10.1", []string{"libvgpu.so.2.10", "libvgpu.so.2.10.1"}},
+		{"a release is newer than what came before it", "libvgpu.so.v2.10.0", []string{"libvgpu.so.v2.10.0-rc2", "libvgpu.so.v2.10.0", "libvgpu.so.v2.10.0-rc1"}},
+		{"a copy under way or kept is none", "libvgpu.so.v2.9.0", []string{"libvgpu.so.v2.9.0", "libvgpu.so.v2.10.0.tmp", "libvgpu.so.bak", "libvgpu.so.9~"}},
+		{"a directory is none", "libvgpu.so.v2.9.0", []string{"libvgpu.so.v2.9.0", "libvgpu.so/", "libvgpu.so.v3.0.0/"}},
+		{"the plain name wins", "libvgpu.so", []string{"libvgpu.so.v2.9.0", "libvgpu.so"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			d := Dir{Path: t.TempDir()}
+			for _, name := range tc.files {
+				file := filepath.Join(d.Path, name)
+				write := func() error { return os.WriteFile(file, nil, 0o644) }
+				if strings.HasSuffix(name, "/") {
+					write = func() error { return os.Mkdir(file, 0o755) }
+				}
+				if err := write(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got, err := d.library(); err != nil || got != filepath.Join(d.Path, tc.want) {
+				t.Errorf("library = %s, %v; want %s", got, err, tc.want)
+			}
+		})
+	}
+}
+
 // TestDirectories (I2): each home has its own, which ends with its pod.
 func TestDirectories(t *testing.T) {
 	d := Dir{Path: t.TempDir(), Lock: filepath.Join(t.TempDir(), "lock")}
-	if err := os.WriteFile(filepath.Join(d.Path, "libvgpu.so.1"), nil, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(d.Path, "libvgpu.so.1"), elfFile(ownMachine(t), dynamic), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	hosts := map[string]bool{}
@@ -178,9 +233,50 @@ func TestDirectories(t *testing.T) {
 	}
 }
 
+// TestContainersStartInParallel on a host that has had none yet.
+func TestContainersStartInParallel(t *testing.T) {
+	for range 20 {
+		d := Dir{Path: t.TempDir(), Lock: filepath.Join(t.TempDir(), "lock")}
+		if err := os.WriteFile(filepath.Join(d.Path, "libvgpu.so"), elfFile(ownMachine(t), dynamic), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var all sync.WaitGroup
+		for i := range 16 {
+			all.Go(func() {
+				if _, err := d.Make(&Home{PodUID: "u" + strconv.Itoa(i), Container: "c"}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if left, err := filepath.Glob(filepath.Join(d.Path, "ld.so.preload?*")); err != nil || len(left) > 0 {
+			t.Errorf("left over: %v, %v", left, err)
+		}
+	}
+}
+
+// TestLinksAreNotFollowed: what somebody else puts in the place of the lock's
+// directory is not made writable and not given to containers.
+func TestLinksAreNotFollowed(t *testing.T) {
+	target := t.TempDir()
+	if err := os.Chmod(target, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d := Dir{Path: t.TempDir(), Lock: filepath.Join(t.TempDir(), "lock")}
+	if err := errors.Join(os.WriteFile(filepath.Join(d.Path, "libvgpu.so"), elfFile(ownMachine(t), dynamic), 0o644), os.Symlink(target, d.Lock)); err != nil {
+		t.Fatal(err)
+	}
+	if mounts, err := d.Make(&Home{PodUID: "u", Container: "c"}); err == nil || !strings.Contains(err.Error(), "it is no directory but L") {
+		t.Errorf("Make = %v, %v; want an error", mounts, err)
+	}
+	if info, err := os.Stat(target); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the link's target is %v, %v; want it as it was", info, err)
+	}
+}
+
 func TestAnotherPreloadFileIsNotOverwritten(t *testing.T) {
 	d := Dir{Path: t.TempDir(), Lock: t.TempDir()}
-	for name, text := range map[string]string{"libvgpu.so": "", "ld.so.preload": "/opt/other.so\n"} {
+	for name, text := range map[string]string{"libvgpu.so": string(elfFile(ownMachine(t), dynamic)), "ld.so.preload": "/opt/other.so\n"} {
 		if err := os.WriteFile(filepath.Join(d.Path, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -25,8 +25,7 @@ const (
 	stateDir = "/var/lib/dynamig"
 	simRoot  = "/var/lib/dynamig/sim"
 
-	hamiCoreDir  = "/usr/local/vgpu"
-	hamiCoreLock = "/tmp/vgpulock"
+	hamiCoreDir = "/usr/local/vgpu"
 )
 
 // agentProcess is the agent's name among a node's processes.
@@ -52,7 +51,7 @@ func (s *Stack) AddNode(ctx context.Context, name string, gpus ...string) (*Node
 
 // AddNodeWithoutAgent is AddNode without the agent.
 func (s *Stack) AddNodeWithoutAgent(ctx context.Context, name string, gpus ...string) (*Node, error) {
-	inner, err := s.Cluster.AddNode(ctx, cluster.NodeConfig{Name: name, Private: []string{stateDir, hamiCoreDir, hamiCoreLock}})
+	inner, err := s.Cluster.AddNode(ctx, cluster.NodeConfig{Name: name, Private: []string{stateDir, hamiCoreDir}})
 	if err != nil {
 		return nil, err
 	}
