@@ -14,7 +14,9 @@ race="./pkg/geometry/... ./pkg/pool/... ./pkg/nvml/... ./pkg/cdi/... ./pkg/devic
 case $1 in
 unit)
 	export CGO_ENABLED=0
-	go test $(go list ./... | grep -v -E '/test/(cluster|e2e)$')
+	go test $(go list ./... | grep -v -E '/test/(cluster|e2e|crash)$')
+	# On its own: it runs programs that go's test cache does not know, and much at once.
+	go test -count=1 -timeout=40m ./test/crash/
 	;;
 race)
 	command -v gcc >/dev/null || { echo "gcc is missing; the race detector needs it (on Debian: apt-get install gcc libc6-dev)." >&2; exit 1; }

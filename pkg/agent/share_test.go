@@ -131,6 +131,14 @@ func TestSharesOfOneGPU(t *testing.T) {
 		if diff := cmp.Diff([]string{"uid-b_main"}, b.homes()); diff != "" {
 			t.Errorf("directories after the pod has ended (-want +got):\n%s", diff)
 		}
+		// As when a container was being prepared while its pod ended.
+		if err := os.Mkdir(filepath.Join(b.library.Path, "containers", "uid-a_main"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		b.sleep(11 * time.Second)
+		if diff := cmp.Diff([]string{"uid-b_main"}, b.homes()); diff != "" {
+			t.Errorf("directories after it was made again (-want +got):\n%s", diff)
+		}
 	})
 }
 

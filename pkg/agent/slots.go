@@ -53,15 +53,18 @@ func (k *slotKeeper) update() error {
 	var errs []error
 	var failed []types.UID
 	for _, uid := range append(k.released, k.agent.owners.takeEnded()...) {
-		if err := k.release(uid); err != nil {
+		if err := k.slots.Release(uid); err != nil {
 			failed, errs = append(failed, uid), append(errs, err)
 		}
 	}
 	k.released = failed
-	if !k.swept && k.agent.owners.isSynced() {
-		err := errors.Join(k.slots.Sweep(k.agent.owners.alive), k.agent.sweepHomes())
-		k.swept = err == nil
-		errs = append(errs, err)
+	if k.agent.owners.isSynced() {
+		if !k.swept {
+			err := k.slots.Sweep(k.agent.owners.alive)
+			k.swept = err == nil
+			errs = append(errs, err)
+		}
+		errs = append(errs, k.agent.sweepHomes())
 	}
 	capacity, unhealthy := k.agent.capacity()
 	if !k.known || k.capacity != capacity {
@@ -73,18 +76,8 @@ func (k *slotKeeper) update() error {
 	return errors.Join(errs...)
 }
 
-// release takes an ended pod's slots away, and then the directories of its shares.
-func (k *slotKeeper) release(uid types.UID) error {
-	if err := k.slots.Release(uid); err != nil {
-		return err
-	}
-	if dir := k.agent.config.HAMiCore; dir.Path != "" {
-		return dir.Remove(string(uid))
-	}
-	return nil
-}
-
-// sweepHomes removes the directories of pods that ended while nobody looked.
+// sweepHomes removes the directories of pods that have ended. A container that was
+// just being prepared may make its own again, which the next sweep finds.
 func (a *Agent) sweepHomes() error {
 	if a.config.HAMiCore.Path == "" {
 		return nil

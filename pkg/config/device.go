@@ -185,7 +185,7 @@ func (r *deviceReader) keys() readers {
 		"libCudaLogLevel":              r.oneOf(&o.LibCUDALogLevel, logLevels...),
 		"runtimeClassName":             r.optionalText(&o.RuntimeClassName),
 		"preConfiguredDeviceMemory":    integer(r.decoder, &o.PreConfiguredDeviceMemoryMiB, 0, math.MaxInt64),
-		"deviceSplitCount":             integer(r.decoder, &o.DeviceSplitCount, 1, math.MaxInt32),
+		"deviceSplitCount":             integer(r.decoder, &o.DeviceSplitCount, 1, maxSplit),
 		"deviceMemoryScaling":          r.aboveZero(&o.DeviceMemoryScaling),
 		"deviceCoreScaling":            r.aboveZero(&o.DeviceCoreScaling),
 		"enableNumaTopology":           r.boolean(&o.EnableNUMATopology),
@@ -193,6 +193,10 @@ func (r *deviceReader) keys() readers {
 		"migProfileAllowlist":          r.optionalList(maxLists, r.allowlist),
 	}
 }
+
+// maxSplit is the most parts that a GPU may have: kubelet gets one device for each,
+// in one message, and keeps all of them.
+const maxSplit = 500
 
 var logLevels = []string{"0", "1", "2", "3", "4"}
 

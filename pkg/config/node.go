@@ -152,7 +152,7 @@ func (r *nodeReader) entry(v at) {
 		}),
 		"devicememoryscaling":          r.zeroOrAbove(&e.DeviceMemoryScaling),
 		"devicecorescaling":            r.zeroOrAbove(&e.DeviceCoreScaling),
-		"devicesplitcount":             integer(r.decoder, &e.DeviceSplitCount, 0, math.MaxInt32),
+		"devicesplitcount":             integer(r.decoder, &e.DeviceSplitCount, 0, maxSplit),
 		"preconfigureddevicememory":    integer(r.decoder, &e.PreConfiguredDeviceMemoryMiB, 0, math.MaxInt64),
 		"libcudaloglevel":              r.oneOf(&e.LibCUDALogLevel, logLevels...),
 		"enablenumatopology":           r.boolean(&numa),

@@ -115,7 +115,7 @@ func TestParseNodeSaysWhatIsWrong(t *testing.T) {
 			"6: nodeconfig[4] is a second default, after nodeconfig[1]; keep one"}},
 		{"numbers are wrong", `{"nodeconfig": [{"name": "a", "devicememoryscaling": -1, "devicesplitcount": 1.5, "preconfigureddevicememory": "4Gi"}]}`, []string{
 			"1: nodeconfig[0].devicememoryscaling is -1; write a number of 0 or above",
-			"1: nodeconfig[0].devicesplitcount is 1.5; write a whole number of 0 or more",
+			"1: nodeconfig[0].devicesplitcount is 1.5; write a whole number from 0 to 500",
 			`1: nodeconfig[0].preconfigureddevicememory is "4Gi"; write a whole number of 0 or more`}},
 		{"other words are wrong", `{"nodeconfig": [{"name": "a", "migstrategy": "all", "libcudaloglevel": "9", "enablenumatopology": "yes"}]}`, []string{
 			`1: nodeconfig[0].migstrategy is "all"; use none, single or mixed`,

@@ -234,18 +234,9 @@ func (d Dir) cache(podUID, container string) string {
 	return filepath.Join(d.Path, "containers", podUID+"_"+container)
 }
 
-// Remove removes a pod's directories; idempotent.
-func (d Dir) Remove(podUID string) error {
-	return d.removeAll(func(owner string) bool { return owner == podUID })
-}
-
-// Sweep removes the directories of pods that are not alive. Names that are not of
-// the form that Make gives are left alone.
+// Sweep removes the directories of pods that are not alive; idempotent. Names that
+// are not of the form that Make gives are left alone.
 func (d Dir) Sweep(alive func(podUID string) bool) error {
-	return d.removeAll(func(owner string) bool { return !alive(owner) })
-}
-
-func (d Dir) removeAll(which func(podUID string) bool) error {
 	entries, err := os.ReadDir(filepath.Join(d.Path, "containers"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -253,7 +244,7 @@ func (d Dir) removeAll(which func(podUID string) bool) error {
 	errs := []error{err}
 	for _, e := range entries {
 		owner, _, ok := strings.Cut(e.Name(), "_")
-		if ok && e.IsDir() && which(owner) {
+		if ok && e.IsDir() && !alive(owner) {
 			errs = append(errs, os.RemoveAll(filepath.Join(d.Path, "containers", e.Name())))
 		}
 	}
