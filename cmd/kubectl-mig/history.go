@@ -183,7 +183,7 @@ var ownReasons = []string{
 // noteIf tells what is missing from an answer.
 func (s *screen) noteIf(note string) {
 	if note != "" {
-		fmt.Fprintf(s.err, "note: %s\n", note)
+		fmt.Fprintf(s.err, "note: %s\n", printable(note))
 	}
 }
 

@@ -193,6 +193,6 @@ func (s *survey) fleet() *pool.Fleet {
 // warn tells what could not be read.
 func (s *survey) warn(screen *screen) {
 	for _, n := range s.notes {
-		fmt.Fprintf(screen.err, "note: %s\n", n)
+		fmt.Fprintf(screen.err, "note: %s\n", printable(n))
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -79,6 +80,17 @@ func (s *screen) print(lines ...line) error {
 	return err
 }
 
+// printable is text without what steers a terminal: names, messages and annotations
+// come from whoever may write them in the cluster (kubectl's CVE-2021-25743).
+func printable(t string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) {
+			return '?'
+		}
+		return r
+	}, t)
+}
+
 // render is a line as it is written.
 func (s *screen) render(l line) string {
 	if l.columns() > s.width {
@@ -86,7 +98,7 @@ func (s *screen) render(l line) string {
 	}
 	var b strings.Builder
 	for _, p := range l {
-		t := p.text
+		t := printable(p.text)
 		if !s.unicode {
 			t = ascii.Replace(t)
 		}

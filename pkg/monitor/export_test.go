@@ -3,7 +3,14 @@
 
 package monitor
 
-import "time"
+import (
+	"context"
+	"net"
+	"time"
+)
+
+// ServeOn is Serve with TLS on a listener.
+func (m *Monitor) ServeOn(ctx context.Context, l net.Listener) error { return m.serveTLS(ctx, l) }
 
 // Hurry sets the times after which streams end, readers are cut off, and those who
 // wait are turned away. It must come before the first request.
