@@ -18,7 +18,7 @@ import (
 // Pauses between looks for the pod: kubelet answers to resend within
 // milliseconds, and the owner's watch is usually as quick.
 const (
-	firstLook = 10 * time.Millisecond
+	firstLook = 2 * time.Millisecond
 	lastLook  = 250 * time.Millisecond
 )
 

@@ -91,7 +91,6 @@ type timing struct {
 	identify time.Duration // how long to look for the pod before refusing
 	margin   time.Duration // how long before kubelet's deadline to answer, so that it shows our sentence
 	register time.Duration // limit of one registration
-	listGap  time.Duration // least time between two PodResources calls; kubelet serves 100/s to all callers
 }
 
 func defaultTiming() timing {
@@ -102,7 +101,6 @@ func defaultTiming() timing {
 		identify: 5 * time.Second,
 		margin:   time.Second,
 		register: 10 * time.Second,
-		listGap:  20 * time.Millisecond,
 	}
 }
 
@@ -149,7 +147,7 @@ func New(config Config) (*Plugin, error) {
 func (p *Plugin) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.serveKubelet(ctx) })
-	g.Go(func() error { return p.holders.run(ctx, p.timing.listGap) })
+	g.Go(func() error { return p.holders.run(ctx) })
 	g.Go(func() error {
 		p.dropWithdrawn(ctx)
 		return nil

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
@@ -30,9 +31,15 @@ type listed struct {
 	slots                     []string // sorted
 }
 
-// podResources lists who holds slots, as kubelet has it in memory. Kubelet serves
-// 100 calls per second to all callers, in bursts of 10 (apis/podresources/
-// constants.go), so all who ask at one time share one call.
+// Kubelet serves 100 calls per second to all callers, in bursts of 10
+// (apis/podresources/constants.go). Half of that is left to others.
+const (
+	listsPerSecond = 50
+	listBurst      = 5
+)
+
+// podResources lists who holds slots, as kubelet has it in memory. All who ask while
+// a call has to wait share it.
 type podResources struct {
 	socket, resource string
 	wake             chan struct{} // has an element when next is not nil
@@ -69,8 +76,8 @@ func (r *podResources) list(ctx context.Context) ([]listed, error) {
 	}
 }
 
-// run makes the calls, at most one per gap, until ctx ends.
-func (r *podResources) run(ctx context.Context, gap time.Duration) error {
+// run makes the calls until ctx ends.
+func (r *podResources) run(ctx context.Context) error {
 	conn, err := grpc.NewClient("unix://"+r.socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxListBytes)),
@@ -84,16 +91,19 @@ func (r *podResources) run(ctx context.Context, gap time.Duration) error {
 	}
 	defer func() { _ = conn.Close() }()
 	client := podresources.NewPodResourcesListerClient(conn)
+	limit := rate.NewLimiter(listsPerSecond, listBurst)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-r.wake:
 		}
+		if limit.Wait(ctx) != nil {
+			return nil
+		}
 		call := r.begin()
 		call.held, call.err = r.ask(ctx, client)
 		close(call.done)
-		pause(ctx, gap)
 	}
 }
 

@@ -57,9 +57,10 @@ func (b *bench) inTurn(slow, atOnce bool) {
 		if i > 0 { // before the first one there was nothing to destroy
 			own = append(own, p.Took()-inNVML)
 		}
+		slots := p.Slots()
 		p.Delete()
 		if !atOnce {
-			b.withdrawn(n)
+			b.withdrawn(n, slots)
 		}
 	}
 	slices.Sort(own)
@@ -73,12 +74,14 @@ func (b *bench) inTurn(slow, atOnce bool) {
 		"p99 < "+overheadTarget.String(), p99 < overheadTarget)
 }
 
-// withdrawn waits until what ended pods have left is gone, so that no slot comes
-// again.
-func (b *bench) withdrawn(n *node.Node) {
+// withdrawn waits until kubelet cannot give an ended pod's slots to another.
+func (b *bench) withdrawn(n *node.Node, slots []string) {
 	n.Await("the slots of ended pods to be withdrawn", func() error {
-		if left := n.Leftovers(); len(left) > 0 {
-			return fmt.Errorf("%d CDI files are there", len(left))
+		healthy, _ := n.Kubelet.Slots()
+		for _, slot := range slots {
+			if slices.Contains(healthy, slot) {
+				return fmt.Errorf("slot %s is offered", slot)
+			}
 		}
 		return nil
 	})

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -301,9 +300,16 @@ func (n *Node) Resume(pods ...*Pod) {
 
 // Admitted reports whether kubelet has given the pod its slots.
 func (p *Pod) Admitted() bool {
-	return slices.ContainsFunc(p.inner.Containers(), func(c kubelet.Container) bool {
-		return len(p.node.Kubelet.SlotsOf(p.inner, c.Name)) > 0
-	})
+	return len(p.Slots()) > 0
+}
+
+// Slots lists the slots that kubelet has given to the pod's containers.
+func (p *Pod) Slots() []string {
+	var out []string
+	for _, c := range p.inner.Containers() {
+		out = append(out, p.node.Kubelet.SlotsOf(p.inner, c.Name)...)
+	}
+	return out
 }
 
 // Check compares once more what a running pod's containers were created with: the
