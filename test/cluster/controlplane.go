@@ -5,6 +5,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -118,9 +119,23 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 	if err := c.connect(); err != nil {
 		return err
 	}
+	return c.apiServerReady(ctx, server)
+}
+
+func (c *Cluster) apiServerReady(ctx context.Context, server *Process) error {
 	return server.await(ctx, func(ctx context.Context) error {
 		return c.client.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 	})
+}
+
+// RestartAPIServer kills kube-apiserver and starts it again; clients and tokens stay
+// good. A program that lost its lease meanwhile may have ended.
+func (c *Cluster) RestartAPIServer(ctx context.Context) error {
+	server := c.host().process("kube-apiserver")
+	if err := errors.Join(server.Kill(ctx), server.Restart(ctx)); err != nil {
+		return err
+	}
+	return c.apiServerReady(ctx, server)
 }
 
 // startControllerManager waits until pods can be created: that takes the default

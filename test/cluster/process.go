@@ -167,6 +167,18 @@ func (p *Process) Kill(ctx context.Context) error {
 	return nil
 }
 
+// Signal sends a signal, such as SIGSTOP and SIGCONT. A process that has ended is no error.
+func (p *Process) Signal(signal unix.Signal) error {
+	rec, err := p.record()
+	if err != nil {
+		return err
+	}
+	if err := rec.signal(signal); err != nil {
+		return fmt.Errorf("sending %s to %s: %w", signal, p.Name, err)
+	}
+	return nil
+}
+
 // Wait returns when the process has ended, however it did.
 func (p *Process) Wait(ctx context.Context) error {
 	rec, err := p.record()

@@ -187,25 +187,18 @@ func TestPodOfAnotherScheduler(t *testing.T) {
 	runs(t, newPod("ours", "gpu=1 gpumem=4000"))
 }
 
-// TestAgentRestart: running pods keep their instances, and new ones are served.
+// TestAgentRestart: running pods keep their instances and processes, and new ones are
+// served.
 func TestAgentRestart(t *testing.T) {
 	n := node(t, "node1")
-	pod := runs(t, newPod("kept", "gpu=2 gpumem=8000"))
-	before := uuids(t, pod)
-	if err := n.Agent().Kill(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.StartAgent(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	kept := keep(t, "gpu=2 gpumem=8000")
+	killAgent(t, n)
 	// A pod that is bound at the very moment of the restart fails its admission for
 	// good (kubernetes pkg/kubelet/cm/devicemanager/manager.go:639-658), and its
 	// controller makes another: hence a Deployment.
 	agree(t, podOf(t, deploy(t, newPod("new", "gpu=1 gpumem=4000")), stack.Running))
-	agree(t, pod)
-	if after := uuids(t, pod); !slices.Equal(before, after) {
-		t.Errorf("instances after the restart = %v, before %v", after, before)
-	}
+	kept.check(t)
+	tidy(t, n)
 }
 
 // TestSchedulerRestart: the next scheduler knows what the last one gave away.
@@ -258,12 +251,16 @@ func TestPodThatCanNeverStartIsReaped(t *testing.T) {
 // returns the pods' labels.
 func deploy(t *testing.T, pod *v1.Pod) map[string]string {
 	t.Helper()
+	return deployMany(t, pod, 1)
+}
+
+func deployMany(t *testing.T, pod *v1.Pod, replicas int32) map[string]string {
+	t.Helper()
 	labels := map[string]string{"app": pod.Name}
-	one := int32(1)
 	d := &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: pod.Name},
 		Spec: appsv1.DeploymentSpec{
-			Replicas: &one,
+			Replicas: &replicas,
 			Selector: &metav1.LabelSelector{MatchLabels: labels},
 			Template: v1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: pod.Spec},
 		},
