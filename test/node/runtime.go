@@ -131,7 +131,7 @@ func (n *Node) nodes(in nvml.Instance) (string, error) {
 // resolve reads CDI files as a runtime would, and draws the nodes of each slot.
 func (n *Node) resolve(names []string) ([]string, error) {
 	if len(names) == 0 || names[0] != cdi.DriverDevice {
-		return nil, fmt.Errorf("Allocate promised %q, want %s first", names, cdi.DriverDevice)
+		return nil, fmt.Errorf("resolving an answer of Allocate: it promised %q, want %s first", names, cdi.DriverDevice)
 	}
 	if _, err := n.spec(cdi.DriverDevice); err != nil {
 		return nil, err
