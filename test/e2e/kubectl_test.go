@@ -117,7 +117,7 @@ func TestKubectlMIGTellsTheTruth(t *testing.T) {
 	}
 	remove(t, story.Advice.End.Pods[0].Name)
 	waitPod(t, waiting.Name, stack.Running)
-	if out, _, code := kubectlMIG(t, kubeconfig, "", "history", "pod", waiting.Name); code != 0 || !strings.Contains(out, "FailedScheduling") || !strings.Contains(out, "GPUsPlaced") {
+	if out, _, code := kubectlMIG(t, kubeconfig, "", "history", "pod", waiting.Name); code != 0 || !strings.Contains(out, "FailedScheduling") || !strings.Contains(out, "Prepared 1 MIG instance") {
 		t.Errorf("history = %d:\n%s", code, out)
 	}
 
