@@ -4,6 +4,7 @@
 package e2e
 
 import (
+	"context"
 	"debug/elf"
 	"fmt"
 	"os"
@@ -37,6 +38,11 @@ func TestOnePool(t *testing.T) {
 			t.Fatal(err)
 		}
 		nodes[name] = n
+		t.Cleanup(func() {
+			if err := st.Cluster.RemoveNode(context.WithoutCancel(t.Context()), name); err != nil {
+				t.Error(err)
+			}
+		})
 		if err := n.InstallHAMiCore(); err != nil {
 			t.Fatal(err)
 		}
@@ -128,8 +134,8 @@ func examplesOfShares(t *testing.T) {
 		if file != "share-pod.yaml" {
 			continue
 		}
-		if text := event(t, pod.Name, "GPUsPlaced"); !strings.HasPrefix(text, "2000 MiB and 30% of the cores of GPU ") {
-			t.Errorf("%s: event GPUsPlaced: %s", file, text)
+		if text := event(t, pod.Name, "Prepared"); !strings.Contains(text, "1 software share") || !strings.Contains(text, "2000 MiB, 30% of the cores of GPU ") {
+			t.Errorf("%s: event Prepared: %s", file, text)
 		}
 		env := strings.Fields(inside(t, pod, "env"))
 		for _, want := range []string{"CUDA_DEVICE_MEMORY_LIMIT_0=2000m", "CUDA_DEVICE_SM_LIMIT_0=30"} {
