@@ -14,8 +14,8 @@ import (
 
 // TestNobodyEverGetsAnotherPodsInstance starts hundreds of pods on eight GPUs, as
 // many at once as there are places, in an order that chance decides, some under the
-// name of one that has just ended, with several devices, containers and init
-// containers. At each creation package node compares what the CDI files give with
+// name of one that has just ended, with several devices, containers, init containers
+// and sidecars. At each creation package node compares what the CDI files give with
 // the instances that the pod owns.
 func TestNobodyEverGetsAnotherPodsInstance(t *testing.T) {
 	const gpus, rounds = 8, 8
@@ -61,7 +61,7 @@ func TestNobodyEverGetsAnotherPodsInstance(t *testing.T) {
 func shapes(r *rand.Rand, gpu, round int) [][]string {
 	at := func(profile string, start int) string { return fmt.Sprintf("%d:%s@%d", gpu, profile, start) }
 	var pods [][]string
-	switch round % 4 {
+	switch round % 5 {
 	case 0, 2: // seven equal ones: nothing but the slots tells them apart
 		for start := range 7 {
 			pods = append(pods, []string{"main=" + at("1g.5gb", start)})
@@ -76,6 +76,13 @@ func shapes(r *rand.Rand, gpu, round int) [][]string {
 		pods = [][]string{
 			{"main=" + at("3g.20gb", 4)},
 			{"main=" + at("1g.5gb", 0)}, {"main=" + at("1g.5gb", 1)}, {"main=" + at("2g.10gb", 2)},
+		}
+	case 4: // sidecars: beside the app container, and with the slot of an init container
+		pods = [][]string{
+			{"sidecar:proxy=" + at("1g.5gb", 0), "main=" + at("1g.5gb", 1)},
+			{"init:setup=" + at("2g.10gb", 2), "sidecar:proxy=" + at("2g.10gb", 2), "main=" + at("1g.5gb", 4)},
+			{"sidecar:proxy=" + at("1g.5gb", 5)},
+			{"main=" + at("1g.5gb", 6)},
 		}
 	}
 	r.Shuffle(len(pods), func(i, j int) { pods[i], pods[j] = pods[j], pods[i] })

@@ -57,7 +57,8 @@ type Pod struct {
 
 // Bind makes a pod appear on the node and runs it. Containers are written as
 // "main=0:2g.10gb@0 1:1g.5gb@3", by GPU, profile and first memory slice, and
-// "init:setup=..." is a plain init container. A name may come again after Delete.
+// "init:setup=..." is a plain init container, "sidecar:proxy=..." a sidecar that comes
+// after those. A name may come again after Delete.
 func (n *Node) Bind(name string, containers ...string) *Pod {
 	n.T.Helper()
 	p := n.BindUnseen(name, containers...)
@@ -106,6 +107,7 @@ func (p *Pod) add(text string) {
 	n := p.node
 	n.T.Helper()
 	text, isInit := strings.CutPrefix(text, "init:")
+	text, isSidecar := strings.CutPrefix(text, "sidecar:")
 	name, places, _ := strings.Cut(text, "=")
 	c := kubelet.Container{Name: name}
 	for _, place := range strings.Fields(places) {
@@ -115,10 +117,15 @@ func (p *Pod) add(text string) {
 	out := v1.Container{Name: name, Resources: v1.ResourceRequirements{Limits: v1.ResourceList{
 		v1alpha1.ResourceGPU: *resource.NewQuantity(int64(len(c.Devices)), resource.DecimalSI),
 	}}}
-	if isInit {
+	switch {
+	case isInit:
 		p.inner.Inits = append(p.inner.Inits, c)
 		p.object.Spec.InitContainers = append(p.object.Spec.InitContainers, out)
-	} else {
+	case isSidecar:
+		p.inner.Apps = append(p.inner.Apps, c)
+		out.RestartPolicy = new(v1.ContainerRestartPolicyAlways)
+		p.object.Spec.InitContainers = append(p.object.Spec.InitContainers, out)
+	default:
 		p.inner.Apps = append(p.inner.Apps, c)
 		p.object.Spec.Containers = append(p.object.Spec.Containers, out)
 	}
