@@ -176,12 +176,25 @@ func (g *grounds) shareOf(o *owner, container string, d v1alpha1.Device) (*prepa
 	}
 	h := &hamicore.Home{PodUID: string(o.UID), Container: c.Name}
 	devices := slices.Clone(o.allocation.Containers[c.Name])
-	slices.SortFunc(devices, func(x, y v1alpha1.Device) int { return cmp.Compare(g.minors[x.GPU], g.minors[y.GPU]) })
+	slices.SortFunc(devices, func(x, y v1alpha1.Device) int { return cmp.Compare(g.index(x.GPU), g.index(y.GPU)) })
+	for name, some := range o.allocation.Containers {
+		other, err := home(o.pod, &o.allocation, name)
+		h.Partial = h.Partial || err == nil && other == c && len(some) < len(devices)
+	}
 	for _, x := range devices {
 		h.Limits = append(h.Limits, hamicore.Limit{MemoryMiB: x.Share.MemoryMiB, Cores: x.Share.Cores})
 	}
 	g.tell(h, c)
 	return &preparedShare{device: d, minor: minor, home: h}, nil
+}
+
+// index is a GPU's place in the driver's order, by which a container numbers its
+// devices, too; device nodes may be numbered otherwise.
+func (g *grounds) index(uuid string) int32 {
+	if gpu := g.hardware.GPU(uuid); gpu != nil {
+		return gpu.Index
+	}
+	return math.MaxInt32
 }
 
 // librarySettings are the variables by which a container speaks to the library

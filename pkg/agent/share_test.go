@@ -149,7 +149,7 @@ func TestInitContainerUsesTheHomeOfTheLastOne(t *testing.T) {
 		b := shareBench(t, sharing, sim.GPUSpec{Board: "H100-80GB"}, sim.GPUSpec{Board: "H100-80GB"})
 		b.start()
 		defer b.stop()
-		d, e := b.share(0, 0, 8000, 30), b.share(1, 1, 8000, 30)
+		d, e := b.share(0, 0, 8000, 30), b.share(1, 1, 4000, 30)
 		b.bind(pod{name: "a", devices: []v1alpha1.Device{e, d}, mutate: func(p *v1.Pod) {
 			p.Spec.InitContainers = []v1.Container{{Name: "init", Resources: v1.ResourceRequirements{
 				Limits: v1.ResourceList{v1alpha1.ResourceGPU: resource.MustParse("1")},
@@ -169,6 +169,9 @@ func TestInitContainerUsesTheHomeOfTheLastOne(t *testing.T) {
 		}
 		if diff := cmp.Diff(early, late[1]); diff != "" {
 			t.Errorf("the share changes between containers (-init +main):\n%s", diff)
+		}
+		if want := "CUDA_DEVICE_MEMORY_LIMIT_0=4000m"; !slices.Contains(early.Env, want) {
+			t.Errorf("variables %q, want %s: a container with one of two devices numbers it 0, whichever it is", early.Env, want)
 		}
 		if diff := cmp.Diff([]string{"uid-a_main"}, b.homes()); diff != "" {
 			t.Errorf("directories (-want +got):\n%s", diff)

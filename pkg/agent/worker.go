@@ -250,10 +250,13 @@ func (w *worker) situation(ctx context.Context) *situation {
 	if w.model == nil {
 		return nil
 	}
+	synced := w.owners.isSynced() // before the wants, which are all of them then
 	wants := w.owners.wants(string(w.id))
 	if w.failure == nil {
 		w.recover(false)
-		w.adopt(ctx, wants)
+		if synced {
+			w.adopt(ctx, wants)
+		}
 	}
 	all, void := match(w.hardware, w.journal.instances(string(w.id)), wants, w.model)
 	if w.failure == nil && len(void) > 0 {
@@ -298,11 +301,11 @@ func (w *worker) stuck(span v1alpha1.Span) bool {
 }
 
 // adopt takes, once, the instances for ours that bound pods own, where the journal
-// was lost and cannot tell.
+// was lost and cannot tell. All pods have been seen.
 func (w *worker) adopt(ctx context.Context, wants []want) {
 	needed := false
 	w.journal.read(func(c *content) { needed = c.Lost != "" && !c.Adopted[string(w.id)] })
-	if !needed || !w.owners.isSynced() {
+	if !needed {
 		return
 	}
 	w.journal.change(func(c *content) {

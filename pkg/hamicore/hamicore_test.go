@@ -6,6 +6,7 @@ package hamicore
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,6 +36,22 @@ func TestEnv(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("variables (-want +got):\n%s", diff)
+	}
+}
+
+// TestPartialHome (I1): number 0 of a container with only the second device must
+// not have the first one's limit.
+func TestPartialHome(t *testing.T) {
+	got, err := (&Home{Limits: []Limit{{40000, 0}, {20000, 30}}, Partial: true}).Env()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		for _, want := range []string{fmt.Sprintf("CUDA_DEVICE_MEMORY_LIMIT_%d=20000m", i), fmt.Sprintf("CUDA_DEVICE_SM_LIMIT_%d=30", i)} {
+			if !slices.Contains(got, want) {
+				t.Errorf("variables %q, want %s", got, want)
+			}
+		}
 	}
 }
 

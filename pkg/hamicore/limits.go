@@ -21,6 +21,9 @@ type Home struct {
 	Container string
 	Limits    []Limit // by device, in the driver's order
 
+	// Partial: another container with only some of the devices uses the home, too, and
+	// numbers these from 0, so that each number has the least limit of all.
+	Partial        bool
 	Oversubscribed bool   // limits may add up to more than the GPU has
 	LogLevel       string // LIBCUDA_LOG_LEVEL; empty = not set
 	CorePolicy     string // GPU_CORE_UTILIZATION_POLICY; empty = not set
@@ -41,13 +44,18 @@ func (h *Home) Env() ([]string, error) {
 	var env []string
 	set := func(name, value string) { env = append(env, name+"="+value) }
 	least, fewest := h.Limits[0].MemoryMiB, percent(h.Limits[0].Cores)
-	for i, l := range h.Limits {
+	for _, l := range h.Limits {
 		if l.MemoryMiB <= 0 {
 			return nil, errors.New("a share without a limit of memory would be unlimited")
 		}
+		least, fewest = min(least, l.MemoryMiB), min(fewest, percent(l.Cores))
+	}
+	for i, l := range h.Limits {
+		if h.Partial {
+			l = Limit{MemoryMiB: least, Cores: int32(fewest)}
+		}
 		set("CUDA_DEVICE_MEMORY_LIMIT_"+strconv.Itoa(i), fmt.Sprintf("%dm", l.MemoryMiB))
 		set("CUDA_DEVICE_SM_LIMIT_"+strconv.Itoa(i), strconv.Itoa(percent(l.Cores)))
-		least, fewest = min(least, l.MemoryMiB), min(fewest, percent(l.Cores))
 	}
 	set("CUDA_DEVICE_MEMORY_LIMIT", fmt.Sprintf("%dm", least))
 	set("CUDA_DEVICE_SM_LIMIT", strconv.Itoa(fewest))
