@@ -28,7 +28,7 @@ const (
 	// where 2 is everything. It is looked at after every so many devices.
 	movedBy    = 0.04
 	movedAfter = 32
-	// maxExpected bounds how many kinds are told apart.
+	// maxExpected bounds how many kinds are told apart: the rarest goes for a new one.
 	maxExpected = 512
 )
 
@@ -84,7 +84,7 @@ func (m *Mix) count(w geometry.Want) {
 	i := slices.IndexFunc(m.seen, func(e Expected) bool { return e.Want == w })
 	if i < 0 {
 		if len(m.seen) == maxExpected {
-			return
+			m.forgetRarest()
 		}
 		i = len(m.seen)
 		m.seen = append(m.seen, Expected{Want: w})
@@ -106,6 +106,19 @@ func (m *Mix) count(w geometry.Want) {
 		}
 	}
 	m.seen = slices.DeleteFunc(m.seen, rare)
+}
+
+// forgetRarest makes room for another kind. Of equally rare ones the oldest goes, so
+// that a kind that begins to come has time to come again.
+func (m *Mix) forgetRarest() {
+	rarest := 0
+	for i := range m.seen {
+		if m.seen[i].Weight < m.seen[rarest].Weight {
+			rarest = i
+		}
+	}
+	m.total -= m.seen[rarest].Weight
+	m.seen = slices.Delete(m.seen, rarest, rarest+1)
 }
 
 // Moved reports whether the mix has changed enough for new Prices. It looks now and

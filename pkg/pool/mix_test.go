@@ -162,3 +162,29 @@ func BenchmarkPrices(b *testing.B) {
 		m.Prices([]*geometry.Catalogue{c}, nil)
 	}
 }
+
+// More kinds than are told apart do not end the learning.
+func TestMixLearnsOnAfterManyKinds(t *testing.T) {
+	c := hardware(t, "H100-80GB")
+	m := NewMix(nil)
+	for i := range maxExpected + 100 {
+		see(m, 1, geometry.Want{MemoryMiB: 30000 + i})
+	}
+	before := m.Prices([]*geometry.Catalogue{c}, nil)
+	if moved := see(m, 2000, geometry.Want{Profile: "2g.20gb"}); moved == 0 {
+		t.Error("2000 devices of a new kind moved nothing")
+	}
+	if got := len(m.seen); got > maxExpected {
+		t.Errorf("%d kinds are told apart, want %d at most", got, maxExpected)
+	}
+	sum := 0.0
+	for _, e := range m.seen {
+		sum += e.Weight
+	}
+	if diff := sum - m.total; diff < -1e-6 || diff > 1e-6 {
+		t.Errorf("the weights sum up to %v, total is %v", sum, m.total)
+	}
+	if got := startOf(t, c, m.Prices([]*geometry.Catalogue{c}, before), "1g.10gb"); got != 6 {
+		t.Errorf("where nearly all ask for 2g, 1g goes to %d, want 6", got)
+	}
+}

@@ -166,6 +166,11 @@ func TestRBACRulesNameTheirCode(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no RBAC manifests: %v", err)
 	}
+	optional, err := filepath.Glob(filepath.Join(root, "manifests/components/*/clusterrole.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = append(files, optional...)
 	path := regexp.MustCompile(`(pkg|cmd)/[a-z0-9/-]+(\.go)?`)
 	rules := 0
 	for _, file := range files {
@@ -196,6 +201,29 @@ func TestRBACRulesNameTheirCode(t *testing.T) {
 	}
 	if rules < 5 {
 		t.Errorf("only %d rules were read: the test does not see them", rules)
+	}
+}
+
+// TestTheBasePatchesNoPods: the shipped configuration writes allocations with the
+// Binding, and goes without the right to change any pod of the cluster.
+func TestTheBasePatchesNoPods(t *testing.T) {
+	read := func(path string) string {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join(root, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	mayPatch := regexp.MustCompile(`resources: \[pods\]\n *verbs: \[.*patch`).MatchString
+	if !strings.Contains(read("manifests/base/scheduler/config.yaml"), "allocationWrite: Binding") {
+		t.Error("the shipped configuration does not say allocationWrite: Binding; its role must then have the component's rule")
+	}
+	if mayPatch(read("manifests/base/rbac/scheduler-clusterrole.yaml")) {
+		t.Error("the base lets the scheduler patch pods, which allocationWrite: Binding does not need")
+	}
+	if !mayPatch(read("manifests/components/allocation-annotation/clusterrole.yaml")) {
+		t.Error("component allocation-annotation does not let the scheduler patch pods")
 	}
 }
 

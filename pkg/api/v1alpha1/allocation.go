@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 
 	v1 "k8s.io/api/core/v1"
@@ -191,8 +192,9 @@ func (d Device) check() error {
 		return errors.New("gpu is empty")
 	case (d.MIG == nil) == (d.Share == nil):
 		return errors.New("exactly one of mig and share must be set")
-	case d.Share != nil && d.Share.MemoryMiB <= 0:
-		return fmt.Errorf("share.memoryMiB is %d, want more than 0", d.Share.MemoryMiB)
+	case d.Share != nil && (d.Share.MemoryMiB <= 0 || d.Share.MemoryMiB > math.MaxInt32):
+		// Bounded so that sums of a node's shares cannot overflow.
+		return fmt.Errorf("share.memoryMiB is %d, want more than 0 and at most %d", d.Share.MemoryMiB, math.MaxInt32)
 	case d.Share != nil && d.Share.ID < 0:
 		return fmt.Errorf("share.id is %d, want 0 or more", d.Share.ID)
 	case d.Share != nil && (d.Share.Cores < 0 || d.Share.Cores > 100):

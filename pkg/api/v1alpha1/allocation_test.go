@@ -60,6 +60,7 @@ func TestDecodeIsStrict(t *testing.T) {
 		{"no GPU", head + `{"c":[{"mig":{"profileID":1,"profile":"p","start":0,"size":1,"memoryMiB":1}}]}}`, "containers[c][0]: gpu is empty"},
 		{"neither instance nor share", head + `{"c":[{"gpu":"g"}]}}`, "exactly one of mig and share"},
 		{"a share without a limit", head + `{"c":[{"gpu":"g","share":{"memoryMiB":0,"cores":0}}]}}`, "share.memoryMiB is 0"},
+		{"more memory than sums can hold", head + `{"c":[{"gpu":"g","share":{"memoryMiB":9223372036854775807,"cores":0}}]}}`, "share.memoryMiB is 9223372036854775807, want more than 0 and at most 2147483647"},
 		{"more than all cores", head + `{"c":[{"gpu":"g","share":{"memoryMiB":1,"cores":101}}]}}`, "share.cores is 101"},
 		{"a negative start", head + `{"c":[{"gpu":"g","mig":{"profileID":1,"profile":"p","start":-1,"size":1,"memoryMiB":1}}]}}`, "negative"},
 		{"far too long", strings.Repeat(" ", maxAllocationBytes+1), "bytes are more than"},

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	v1 "k8s.io/api/core/v1"
@@ -35,6 +36,10 @@ type core struct {
 	gpuNodes  cache.SharedIndexInformer
 	reports   cache.ResourceEventHandlerRegistration // of onGPUNode
 	trouble   atomic.Pointer[error]                  // why GPUNodes cannot be read, nil when they can
+
+	// verdicts is held while a report, or a pod seen bound, reaches the pool: what an
+	// agent has refused is avoided before either frees it, whichever comes first.
+	verdicts sync.Mutex
 }
 
 // connect makes the client of GPUNodes.
@@ -179,13 +184,20 @@ func (c *core) onBound(pod *v1.Pod) {
 		c.pool.ForgetUnbound(pod.UID)
 		return
 	}
-	if !c.pool.Bound(h) {
-		return
-	}
-	if node, err := c.pool.Node(h.Node); err == nil && node != nil && node.Refused(h.UID) {
-		c.refusals.note(h.Node, h.UID)
+	if c.takeOver(h) {
 		c.wake(nil, h.Node)
 	}
+}
+
+// takeOver records a bound pod's holder, and reports whether its agent has refused it.
+func (c *core) takeOver(h pool.Holder) (refused bool) {
+	c.verdicts.Lock()
+	defer c.verdicts.Unlock()
+	node, err := c.pool.Node(h.Node)
+	if refused = err == nil && node != nil && node.Refused(h.UID); refused {
+		c.refusals.avoid(h)
+	}
+	return c.pool.Bound(h) && refused
 }
 
 // onPodGone drops what a pod held. Deleting an unbound pod does not cancel its
@@ -211,12 +223,18 @@ func (c *core) onPodGone(obj any) {
 func (c *core) onGPUNode(obj *v1alpha1.GPUNode) {
 	c.trouble.Store(nil)
 	before, _ := c.pool.Node(obj.Name)
-	c.refusals.noteAll(obj)
-	if err := c.pool.Update(obj); err != nil {
+	if err := c.update(obj); err != nil {
 		c.logger.Error(err, "GPUNode cannot be used", "node", obj.Name)
 		return
 	}
 	c.wake(before, obj.Name)
+}
+
+func (c *core) update(obj *v1alpha1.GPUNode) error {
+	c.verdicts.Lock()
+	defer c.verdicts.Unlock()
+	c.refusals.noteAll(obj)
+	return c.pool.Update(obj)
 }
 
 func (c *core) onGPUNodeGone(obj any) {

@@ -9,7 +9,8 @@
 //	Filter      NodeInfo -> View -> Fit?            parallel, writes nothing
 //	Score       View -> Plan.Score, ranked into 0..100 by NormalizeScore
 //	Reserve     the choice, recorded in the ledger  (nobody chooses again)
-//	PreBind     one patch: annotation dynamig.io/allocation
+//	PreBind     with allocationWrite: Annotation one patch: annotation dynamig.io/allocation
+//	Bind        with allocationWrite: Binding the Binding, with that annotation
 //	PostBind    one event: what was placed and why there
 //
 // Invariants:

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 // avoidFor is how long a placement that an agent has refused is not chosen again:
@@ -57,11 +58,18 @@ func (r *refusals) keep(node string, uids []types.UID) {
 	}
 }
 
-// note has a refused pod's placements avoided, once. A pod that holds nothing yet is
-// left for when it does.
+// note is avoid for a pod that the ledger has. One that holds nothing yet is left for
+// when it is seen bound.
 func (r *refusals) note(node string, uid types.UID) {
-	h, ok := r.core.pool.Holder(uid)
-	if !ok || h.Node != node || !r.first(node, uid) {
+	if h, ok := r.core.pool.Holder(uid); ok && h.Node == node {
+		r.avoid(h)
+	}
+}
+
+// avoid has a refused pod's placements avoided, once.
+func (r *refusals) avoid(h pool.Holder) {
+	node := h.Node
+	if !r.first(node, h.UID) {
 		return
 	}
 	again := r.core.pool.Avoid(h)
