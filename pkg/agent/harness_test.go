@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/klog/v2"
 
@@ -60,6 +61,13 @@ var (
 	openDriver = func(root string) (nvml.Driver, error) { return sim.Open(root) }
 	overNative = false
 )
+
+func TestMain(m *testing.M) {
+	// The second handler, a rate limiter, sleeps by the time of its last error, which
+	// may be that of another synctest bubble or of the process: for years, then.
+	utilruntime.ErrorHandlers = utilruntime.ErrorHandlers[:1]
+	os.Exit(m.Run())
+}
 
 // bench is a node with everything around the agent. The agent may be started and
 // stopped many times.

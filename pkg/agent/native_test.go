@@ -7,19 +7,17 @@ package agent
 
 import (
 	"os"
-	"testing"
 
 	"github.com/dynamig/dynamig/pkg/nvml"
 	"github.com/dynamig/dynamig/pkg/nvml/native"
 	"github.com/dynamig/dynamig/pkg/nvml/native/simnvml"
 )
 
-// TestMain has the agents of all tests use the native driver, over the simulation
+// init has the agents of all tests use the native driver, over the simulation
 // dressed up as NVIDIA's library, where DYNAMIG_TEST_DRIVER=native says so.
-func TestMain(m *testing.M) {
+func init() {
 	if os.Getenv("DYNAMIG_TEST_DRIVER") == "native" {
 		overNative = true
 		openDriver = func(root string) (nvml.Driver, error) { return native.OpenLibrary(simnvml.New(root), root) }
 	}
-	os.Exit(m.Run())
 }
