@@ -84,7 +84,7 @@ func TestExerciseRefusesAGPUInUse(t *testing.T) {
 	d := nodeOf(t, Spec{GPUs: []GPUSpec{{Board: a100}, {Board: a100, MIG: true}}})
 	facts0 := record(t, d)
 	whole(t, d, gpuAt(t, d.Node, 1), p1g, 0)
-	for index, want := range map[int]string{0: "MIG mode is off", 1: "it has 1 instances", 2: "the node has 2 GPUs"} {
+	for index, want := range map[int]string{0: "MIG mode is off", 1: "it has 1 instances", 2: "not among the 2 GPUs that answer"} {
 		if err := facts.Exercise(d, &facts0, index); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Exercise(%d) = %v; want an error that says %q", index, err, want)
 		}
