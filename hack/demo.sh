@@ -26,7 +26,7 @@ if [ -x .build/bin/demo ] && [ -e .build/demo/cluster.json ]; then
 	hack/preflight.sh
 	run --stop
 fi
-hack/preflight.sh $(seq "$base" $((base + 4)))
+hack/preflight.sh $(seq "$base" $((base + 5)))
 hack/build-tools.sh
 hack/build.sh
 if [ "$what" = once ]; then run --once; else run; fi

@@ -87,8 +87,10 @@ func run(ctx context.Context, cfg stack.Config, once bool) (err error) {
   kubectl delete pod small-2
   kubectl create -f examples/small-pod.yaml
 
+The live page is at %s, metrics at %[4]s/metrics.
+Logs are in %s.
 Remove it with: make demo-stop
-`, s.Cluster.AdminKubeconfig(), absolute(cfg.Cluster.Bin), absolute(cfg.Programs))
+`, s.Cluster.AdminKubeconfig(), absolute(cfg.Cluster.Bin), absolute(cfg.Programs), s.Monitor(), filepath.Join(absolute(cfg.Cluster.Dir), "log"))
 	return nil
 }
 
