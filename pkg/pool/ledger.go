@@ -53,9 +53,6 @@ type Holder struct {
 	Simulated bool
 }
 
-// HolderOf is Options.HolderOf with HAMi's names of resources.
-func HolderOf(pod *v1.Pod) (h Holder, ok bool) { return Options{}.HolderOf(pod) }
-
 // HolderOf is the Holder that a bound pod's own annotation describes; ok is false
 // when it has none that is valid for this pod and node.
 func (o Options) HolderOf(pod *v1.Pod) (h Holder, ok bool) {

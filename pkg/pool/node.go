@@ -38,8 +38,7 @@ type GPU struct {
 	Model     string // NVML product name
 	NUMA      int32  // node, -1 where unknown
 	Catalogue *geometry.Catalogue
-	Offered   bool   // takes new MIG instances
-	Why       string // why it takes nothing new, when neither Offered nor Shares
+	Offered   bool // takes new MIG instances
 
 	// Shares is what the GPU offers to software shares; nil where it takes none.
 	Shares *v1alpha1.ShareCapacity
@@ -141,13 +140,11 @@ func gpuOf(status *v1alpha1.GPUNodeStatus, in *v1alpha1.GPU, catalogues *Catalog
 		return GPU{}, err
 	}
 	g := GPU{ID: in.UUID, Index: in.Index, Model: in.Model, NUMA: in.NUMA, Catalogue: catalogue}
-	switch mode, why := offers(in); mode {
+	switch offers(in) {
 	case v1alpha1.ModeMIG:
 		g.Offered = true
 	case v1alpha1.ModeHAMiCore:
 		g.Shares = in.Shares
-	default:
-		g.Why = why
 	}
 	for _, inst := range in.Instances {
 		if inst.State != v1alpha1.InstanceForeign && inst.State != v1alpha1.InstanceStuck {
@@ -176,19 +173,15 @@ func catalogueOf(status *v1alpha1.GPUNodeStatus, in *v1alpha1.GPU, catalogues *C
 	}
 }
 
-// offers says in which mode a GPU takes new work, empty for none, and why not.
-func offers(in *v1alpha1.GPU) (mode, why string) {
+// offers says in which mode a GPU takes new work, empty for none.
+func offers(in *v1alpha1.GPU) string {
 	switch {
-	case in.Health != v1alpha1.Healthy:
-		return "", "unhealthy"
-	case in.Reason != "":
-		return "", in.Reason
-	case in.Mode.Current != in.Mode.Wanted || in.Mode.Pending:
-		return "", "not in mode " + in.Mode.Wanted
-	case in.Mode.Current == v1alpha1.ModeHAMiCore && in.Shares == nil:
-		return "", "takes no software shares"
+	case in.Health != v1alpha1.Healthy, in.Reason != "",
+		in.Mode.Current != in.Mode.Wanted || in.Mode.Pending,
+		in.Mode.Current == v1alpha1.ModeHAMiCore && in.Shares == nil:
+		return ""
 	default:
-		return in.Mode.Current, ""
+		return in.Mode.Current
 	}
 }
 

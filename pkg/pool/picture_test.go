@@ -212,7 +212,7 @@ func fill(t *testing.T, p *Pool, node *v1alpha1.GPUNode, random *rand.Rand) (ass
 		pod.Spec.NodeName = "n"
 		pods = append(pods, pod.annotated(v1alpha1.AnnotationAllocation, text).Pod)
 		if random.Intn(2) == 0 {
-			h, _ := HolderOf(pod.Pod)
+			h, _ := Options{}.HolderOf(pod.Pod)
 			p.Bound(h)
 		}
 	}

@@ -273,7 +273,7 @@ func TestAllocationOfAPlanIsWhatTheViewCounts(t *testing.T) {
 	}
 	p.Spec.NodeName = "n"
 	p.annotated(v1alpha1.AnnotationAllocation, text)
-	read, ok := HolderOf(p.Pod)
+	read, ok := Options{}.HolderOf(p.Pod)
 	if !ok {
 		t.Fatalf("the pod does not own its allocation %s", text)
 	}

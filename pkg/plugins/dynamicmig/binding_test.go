@@ -70,7 +70,7 @@ func TestBindWritesTheAllocationWithTheBinding(t *testing.T) {
 			t.Errorf("Binding (-want +got):\n%s", diff)
 		}
 		bound := c.get(assumed)
-		if h, ok := pool.HolderOf(bound); !ok || h.Node != "n" {
+		if h, ok := (pool.Options{}).HolderOf(bound); !ok || h.Node != "n" {
 			t.Errorf("the pod holds %+v, %v", h, ok)
 		}
 		if diff := cmp.Diff(before, assumed); diff != "" {
@@ -187,7 +187,7 @@ func TestBindIsLeftToTheDefaultBinder(t *testing.T) {
 		if status := c.bind(assumed); !status.IsSuccess() {
 			t.Fatal(status)
 		}
-		if h, ok := pool.HolderOf(c.get(assumed)); !ok {
+		if h, ok := (pool.Options{}).HolderOf(c.get(assumed)); !ok {
 			t.Errorf("the bound pod holds %+v, want its allocation", h)
 		}
 	})

@@ -184,7 +184,7 @@ func TestBindOfALateLeaderSeesWhatWasGivenAwayMeanwhile(t *testing.T) {
 			c.plugin.pool.Assume(h)
 		}, fwk.Success},
 		{"a pod had it that is gone, but not yet for our handler", func(c *cycle) {
-			h, _ := pool.HolderOf(b.on(pod("gone", "gpu=1 gpumem=20000"), "3g.20gb@4").Obj())
+			h, _ := pool.Options{}.HolderOf(b.on(pod("gone", "gpu=1 gpumem=20000"), "3g.20gb@4").Obj())
 			c.plugin.pool.Bound(h)
 		}, fwk.Success},
 	} {

@@ -389,7 +389,7 @@ func TestReserveDoesNotCountAPodThatIsGone(t *testing.T) {
 		b := report(t, "n", 1)
 		r.addNode(node("n").Obj(), b.GPUNode)
 		gone := b.on(pod("gone", "gpu=1"), "7g.40gb@0").Obj()
-		h, ok := pool.HolderOf(gone)
+		h, ok := pool.Options{}.HolderOf(gone)
 		if !ok {
 			t.Fatal("the pod holds nothing")
 		}
