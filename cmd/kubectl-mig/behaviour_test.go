@@ -225,27 +225,38 @@ func TestGate(t *testing.T) {
 	}
 }
 
+// configured puts another text in the place of one in the scheduler's configuration.
+func configured(t *testing.T, api *fakeAPI, old, text string) {
+	t.Helper()
+	for _, o := range api.objects {
+		if o.GetKind() != "ConfigMap" {
+			continue
+		}
+		data, _, err := unstructured.NestedStringMap(o.Object, "data")
+		if err != nil {
+			t.Fatal(err)
+		}
+		data["config.yaml"] = strings.ReplaceAll(data["config.yaml"], old, text)
+		if err := unstructured.SetNestedStringMap(o.Object, data, "data"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestArgumentsOfTheScheduler are taken from its ConfigMap: with oversize Never the
 // pod of 9000 MiB on the A100 with templates has no place.
 func TestArgumentsOfTheScheduler(t *testing.T) {
-	for _, tc := range []struct{ oversize, want string }{{"Allow", "The end of"}, {"Never", "memory slices are free"}} {
+	for _, tc := range []struct{ oversize, want, note string }{
+		{"Allow", "The end of", ""}, {"Never", "memory slices are free", ""},
+		{"Sometimes", "The end of", `are taken to be the defaults (oversize: Allow, strictMemory: false): DynamicMIGArgs: oversize is "Sometimes"`},
+		{"Allow, deviceConfig: /etc/device-config.yaml", "The end of", "argument deviceConfig is not looked at here"},
+	} {
 		api, kubeconfig := serve(t, "full.yaml")
-		for _, o := range api.objects {
-			if o.GetKind() != "ConfigMap" {
-				continue
-			}
-			data, _, err := unstructured.NestedStringMap(o.Object, "data")
-			if err != nil {
-				t.Fatal(err)
-			}
-			data["config.yaml"] = strings.ReplaceAll(data["config.yaml"], "Allow", tc.oversize)
-			if err := unstructured.SetNestedStringMap(o.Object, data, "data"); err != nil {
-				t.Fatal(err)
-			}
-		}
+		configured(t, api, "Allow", tc.oversize)
 		got := runOn(t, plainLook, "explain", "pod", "wants-10g", "--kubeconfig="+kubeconfig)
-		if got.code != exitWaiting || !strings.Contains(got.out, tc.want) || strings.Contains(got.out, "larger than asked for") != (tc.oversize == "Allow") {
-			t.Errorf("explain with oversize %s = %d, want %q:\n%s%s", tc.oversize, got.code, tc.want, got.err, got.out)
+		if got.code != exitWaiting || !strings.Contains(got.out, tc.want) || strings.Contains(got.out, "larger than asked for") == (tc.oversize == "Never") ||
+			!strings.Contains(got.err, tc.note) || tc.note == "" && got.err != "" {
+			t.Errorf("explain with oversize %s = %d, want %q and the note %q:\n%s%s", tc.oversize, got.code, tc.want, tc.note, got.err, got.out)
 		}
 	}
 }

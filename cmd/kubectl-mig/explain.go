@@ -33,7 +33,7 @@ class of nodes does not suit, and what would help: which pods' end, which layout
 many GPUs, a smaller request. Ends with code 3 where the pod waits.`,
 		Example: `  kubectl mig explain pod gpu-pod
   kubectl mig explain pod/gpu-pod -n team-a -o yaml`,
-		Args: arguments(func(_ *cobra.Command, args []string) (err error) {
+		Args: checked(func(_ *cobra.Command, args []string) (err error) {
 			if len(args) == 0 {
 				return errNoName
 			}

@@ -35,7 +35,7 @@ record themselves. ` + keeping,
 		Example: `  kubectl mig history
   kubectl mig history pod gpu-pod
   kubectl mig history node node1`,
-		Args: arguments(func(_ *cobra.Command, args []string) (err error) {
+		Args: checked(func(_ *cobra.Command, args []string) (err error) {
 			o.kind, o.name, err = subject(args, "pod", "node")
 			return err
 		}),

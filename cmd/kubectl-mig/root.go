@@ -21,7 +21,7 @@ pod is where it is or why it waits, and tells what would fit. It changes nothing
 Exit codes: 0 fine, 1 error, 2 wrong usage, 3 the answer is no (a pod waits, or
 would not fit).`,
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl mig"},
-		Args:          arguments(cobra.NoArgs),
+		Args:          checked(cobra.NoArgs),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -57,7 +57,7 @@ func newKubectlCompletionCommand(s *screen) *cobra.Command {
 		Use:   "kubectl",
 		Short: "Generate the program that completes \"kubectl mig\" in kubectl's own completion",
 		Long:  "Prints kubectl_complete-mig: put it into a directory of PATH, executable.",
-		Args:  arguments(cobra.NoArgs),
+		Args:  checked(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			_, err := fmt.Fprint(s.out, kubectlCompletion)
 			return err
@@ -70,7 +70,7 @@ func newVersionCommand(s *screen) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of this program",
-		Args:  arguments(cobra.NoArgs),
+		Args:  checked(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			_, err := fmt.Fprintln(s.out, "kubectl-mig", version())
 			return err
@@ -93,8 +93,8 @@ func version() string {
 	return text + ", " + info.GoVersion
 }
 
-// arguments makes mistakes in the arguments usage errors.
-func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
+// checked makes mistakes in the arguments usage errors.
+func checked(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
 			return usageError{err}

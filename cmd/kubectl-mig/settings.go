@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -15,8 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
-	"github.com/dynamig/dynamig/pkg/geometry"
-	"github.com/dynamig/dynamig/pkg/pool"
+	"github.com/dynamig/dynamig/pkg/arguments"
 )
 
 // schedulerDeployment runs the scheduler; its volume names the ConfigMap, whose name
@@ -24,25 +24,41 @@ import (
 const schedulerDeployment = "dynamig-scheduler"
 
 // readOptions takes the plugin's arguments from the scheduler's ConfigMap. Where it
-// is not found or may not be read, the defaults are assumed and that is noted.
+// cannot be read, the defaults are assumed and that is noted.
 func (s *survey) readOptions(ctx context.Context, a *access) error {
-	d, err := a.kube.AppsV1().Deployments(a.schedulerNamespace).Get(ctx, schedulerDeployment, metav1.GetOptions{})
-	if err == nil {
-		var text string
-		if text, err = a.configuration(ctx, d); err == nil {
-			s.opts, s.partly, err = optionsOf(text)
-		}
-	}
-	if s.partly {
-		s.note("the scheduler's arguments mix and deviceConfig are not looked at here: which of several places is best, and what other resource names and defaults mean, may differ")
-	}
+	args, err := a.arguments(ctx)
+	var api apierrors.APIStatus
 	switch {
-	case apierrors.IsForbidden(err), apierrors.IsNotFound(err):
-		s.note("the scheduler's arguments are taken to be the defaults (oversize: Allow, strictMemory: false): %v", err)
-	case err != nil:
+	case err == nil:
+	case errors.As(err, &api) && !apierrors.IsForbidden(err) && !apierrors.IsNotFound(err):
 		return fmt.Errorf("reading the scheduler's arguments: %w", err)
+	default:
+		s.note("the scheduler's arguments are taken to be the defaults (oversize: Allow, strictMemory: false): %v", err)
 	}
-	return nil
+	if args.DeviceConfig != "" {
+		s.note("the scheduler's argument deviceConfig is not looked at here: what other resource names and defaults mean may differ")
+		args.DeviceConfig = ""
+	}
+	s.opts, err = args.Options(nil)
+	return err
+}
+
+// arguments are those of the scheduler's configuration; the defaults beside an error.
+func (a *access) arguments(ctx context.Context) (arguments.DynamicMIG, error) {
+	defaults, _ := arguments.Decode(nil) // has no error
+	d, err := a.kube.AppsV1().Deployments(a.schedulerNamespace).Get(ctx, schedulerDeployment, metav1.GetOptions{})
+	if err != nil {
+		return defaults, err
+	}
+	text, err := a.configuration(ctx, d)
+	if err != nil {
+		return defaults, err
+	}
+	args, err := argumentsOf(text)
+	if err != nil {
+		return defaults, err
+	}
+	return args, nil
 }
 
 // configuration finds the scheduler's configuration file among the ConfigMaps that
@@ -65,10 +81,9 @@ func (a *access) configuration(ctx context.Context, d *appsv1.Deployment) (strin
 	return "", fmt.Errorf("no ConfigMap of deployment %s/%s has a KubeSchedulerConfiguration", d.Namespace, d.Name)
 }
 
-// optionsOf reads what concerns decisions of the plugin's arguments. The plugin
-// itself has checked them: a scheduler with others does not start.
-// partly says that there are arguments about decisions that are not read here.
-func optionsOf(configuration string) (opts pool.Options, partly bool, err error) {
+// argumentsOf reads the plugin's arguments. The defaults are those of a configuration
+// that says nothing of it.
+func argumentsOf(configuration string) (arguments.DynamicMIG, error) {
 	var c struct {
 		Profiles []struct {
 			SchedulerName string `json:"schedulerName"`
@@ -79,28 +94,14 @@ func optionsOf(configuration string) (opts pool.Options, partly bool, err error)
 		} `json:"profiles"`
 	}
 	if err := yaml.Unmarshal([]byte(configuration), &c); err != nil {
-		return opts, false, err
-	}
-	var args struct {
-		Oversize            string            `json:"oversize"`
-		StrictMemory        bool              `json:"strictMemory"`
-		NodeSchedulerPolicy geometry.Policy   `json:"nodeSchedulerPolicy"`
-		GPUSchedulerPolicy  geometry.Policy   `json:"gpuSchedulerPolicy"`
-		Mix                 []json.RawMessage `json:"mix"`
-		DeviceConfig        string            `json:"deviceConfig"`
+		return arguments.DynamicMIG{}, err
 	}
 	for _, p := range c.Profiles {
 		for _, plugin := range p.PluginConfig {
 			if p.SchedulerName == v1alpha1.SchedulerName && plugin.Name == "DynamicMIG" {
-				if err := json.Unmarshal(plugin.Args, &args); err != nil {
-					return opts, false, err
-				}
+				return arguments.Decode(plugin.Args)
 			}
 		}
 	}
-	opts = pool.Options{
-		NoOversize: args.Oversize == "Never", StrictMemory: args.StrictMemory,
-		Policy: pool.Policy{Node: args.NodeSchedulerPolicy, GPU: args.GPUSchedulerPolicy},
-	}
-	return opts, len(args.Mix) > 0 || args.DeviceConfig != "", nil
+	return arguments.Decode(nil)
 }

@@ -43,7 +43,7 @@ the largest profile that still fits.`,
   kubectl mig status node1 --watch
   kubectl mig status --model h100 --free=3g.40gb
   kubectl mig status -o wide`,
-		Args: arguments(cobra.MaximumNArgs(1)),
+		Args: checked(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				o.node = args[0]

@@ -24,7 +24,6 @@ type survey struct {
 	pods     []*v1.Pod           // that ask for GPUs and have not ended, or all
 	nodes    map[string]*v1.Node // nil where they may not be read
 	opts     pool.Options
-	partly   bool     // the scheduler has arguments that opts leaves out
 	notes    []string // what could not be read, and what that means
 	hidden   bool     // pods of other namespaces
 }

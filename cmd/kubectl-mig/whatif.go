@@ -43,7 +43,7 @@ preemption are not. Between nodes that are equally good for the GPU the schedule
 asks its other plugins; here the first by name is taken.`,
 		Example: `  kubectl mig what-if -f pod.yaml --replicas 20
   kubectl create deployment ... --dry-run=client -o yaml | kubectl mig what-if -f -`,
-		Args: arguments(cobra.NoArgs),
+		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return whatIf(cmd.Context(), s, a, o) },
 	}
 	cmd.Flags().StringVarP(&o.file, "filename", "f", "", "File with pods or pod templates; - is standard input")

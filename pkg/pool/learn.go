@@ -75,10 +75,13 @@ func (p *Pool) KeepPrices(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-p.prices.stale:
-			p.prices.now.Store(p.prices.mix.Prices(p.inUse(), p.prices.now.Load()))
+			p.price()
 		}
 	}
 }
+
+// price computes scores for the mix as it is.
+func (p *Pool) price() { p.prices.now.Store(p.prices.mix.Prices(p.inUse(), p.prices.now.Load())) }
 
 // inUse lists the catalogues of GPUs on offer.
 func (p *Pool) inUse() []*geometry.Catalogue {

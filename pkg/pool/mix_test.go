@@ -12,6 +12,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/geometry"
 )
 
@@ -88,6 +89,27 @@ func TestMixAsConfigured(t *testing.T) {
 }
 
 // TestTooManyKindsAreNotRemembered bounds memory.
+// TestWhatIfReckonsWithTheConfiguredMix: a fleet without a scheduler's ledger has the
+// prices that the scheduler begins with.
+func TestWhatIfReckonsWithTheConfiguredMix(t *testing.T) {
+	for _, tc := range []struct {
+		profile, expected string
+		start             int32
+	}{{"1g.10gb", "2g.20gb", 6}, {"3g.40gb", "4g.40gb", 4}} {
+		opts := Options{Expected: []Expected{{geometry.Want{Profile: tc.expected}, 1}}}
+		f, _ := NewFleet([]*v1alpha1.GPUNode{gpuNode(t, "H100-80GB", 1)}, nil, opts)
+		asker := pod("a").wants("c", "gpu=1")
+		asker.Annotations[v1alpha1.AnnotationProfile] = tc.profile
+		trials, err := f.Try(asker.Pod, 1, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := trials.Placed[0].Spots[0].MIG.Start; got != tc.start {
+			t.Errorf("where all ask for %s, %s goes to %d, want %d", tc.expected, tc.profile, got, tc.start)
+		}
+	}
+}
+
 func TestTooManyKindsAreNotRemembered(t *testing.T) {
 	m := NewMix(nil)
 	for i := range 2 * maxExpected {

@@ -82,6 +82,9 @@ func NewFleet(nodes []*v1alpha1.GPUNode, pods []*v1.Pod, opts Options) (f *Fleet
 			problems[obj.Name] = err
 		}
 	}
+	if len(opts.Expected) > 0 { // else all profiles are alike, as without prices
+		p.price()
+	}
 	return p.Fleet(pods), problems
 }
 
@@ -288,7 +291,7 @@ func (r *Request) Describe() string { return describeAll(r) }
 
 // request parses a pod and asks whether any GPU could ever do.
 func (f *Fleet) request(pod *v1.Pod) (*Request, error) {
-	r, err := Parse(pod, f.opts)
+	r, err := f.pool.Parse(pod)
 	switch {
 	case err != nil:
 		return nil, err

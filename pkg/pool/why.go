@@ -63,7 +63,7 @@ type Other struct {
 // Why explains a pod that is bound, from its allocation. The error says what is
 // wrong with pod or allocation.
 func (f *Fleet) Why(pod *v1.Pod, barred Barred) (*Why, error) {
-	r, err := Parse(pod, f.opts)
+	r, err := f.pool.Parse(pod)
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 	schedutil "k8s.io/kubernetes/pkg/scheduler/util"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/arguments"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
@@ -34,7 +35,7 @@ func (pl *Plugin) PreBindPreFlight(_ context.Context, cs fwk.CycleState, _ *v1.P
 	if _, err := readState(cs); err != nil {
 		return nil, fwk.NewStatus(fwk.Skip)
 	}
-	if pl.write == WriteBinding {
+	if pl.write == arguments.WriteBinding {
 		if err := pl.mustBind(); err != nil {
 			return nil, fwk.AsStatus(err)
 		}
@@ -54,7 +55,7 @@ func (pl *Plugin) PreBind(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, n
 	if err != nil {
 		return nil
 	}
-	if pl.write == WriteBinding {
+	if pl.write == arguments.WriteBinding {
 		return fwk.AsStatus(pl.mustBind())
 	}
 	return pl.publish(ctx, s, pod, nodeName, pl.patch)
@@ -64,7 +65,7 @@ func (pl *Plugin) PreBind(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, n
 // so; otherwise it leaves that to the next plugin. It ends as PreBind does.
 func (pl *Plugin) Bind(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, nodeName string) *fwk.Status {
 	s, err := readState(cs)
-	if err != nil || pl.write != WriteBinding {
+	if err != nil || pl.write != arguments.WriteBinding {
 		return fwk.NewStatus(fwk.Skip)
 	}
 	return pl.publish(ctx, s, pod, nodeName, pl.bind)
@@ -165,7 +166,7 @@ func (pl *Plugin) send(ctx context.Context, binding *v1.Binding) error {
 
 // errBindOrder is the error of a profile that would bind pods without what they need.
 var errBindOrder = fmt.Errorf("DynamicMIGArgs have allocationWrite: %s, but plugins.bind of the profile does not have %s first; "+
-	"enable it there, as manifests/base/scheduler/config.yaml does", WriteBinding, Name)
+	"enable it there, as manifests/base/scheduler/config.yaml does", arguments.WriteBinding, Name)
 
 // mustBind is nil if the profile asks this plugin to bind before all others. It is
 // not known when the plugin is built.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -18,6 +19,7 @@ import (
 	fwk "k8s.io/kube-scheduler/framework"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/arguments"
 	"github.com/dynamig/dynamig/pkg/generated/clientset/versioned"
 	"github.com/dynamig/dynamig/pkg/generated/informers/externalversions"
 	"github.com/dynamig/dynamig/pkg/pool"
@@ -54,8 +56,8 @@ func connect(config *rest.Config) (versioned.Interface, error) {
 	return client, nil
 }
 
-func newCore(ctx context.Context, args Args, client versioned.Interface, handle fwk.Handle) (*core, error) {
-	opts, err := args.options()
+func newCore(ctx context.Context, args arguments.DynamicMIG, client versioned.Interface, handle fwk.Handle) (*core, error) {
+	opts, err := args.Options(os.ReadFile)
 	if err != nil {
 		return nil, err
 	}

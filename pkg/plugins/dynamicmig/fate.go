@@ -15,6 +15,7 @@ import (
 	fwk "k8s.io/kube-scheduler/framework"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/arguments"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
@@ -51,10 +52,10 @@ func isAnswer(err error) bool {
 }
 
 // boundByOthers reports whether the plugin that binds after PreBind has published
-// the choice (WriteAnnotation) has done so, although it ended in an error.
+// the choice (arguments.WriteAnnotation) has done so, although it ended in an error.
 func (pl *Plugin) boundByOthers(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, nodeName string) bool {
 	s, err := readState(cs)
-	if err != nil || s.chosen == nil || pl.write != WriteAnnotation {
+	if err != nil || s.chosen == nil || pl.write != arguments.WriteAnnotation {
 		return false
 	}
 	if h, ok := pl.pool.Holder(pod.UID); !ok || h.State != pool.Published {

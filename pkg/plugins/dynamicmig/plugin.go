@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	fwk "k8s.io/kube-scheduler/framework"
 
+	"github.com/dynamig/dynamig/pkg/arguments"
 	"github.com/dynamig/dynamig/pkg/generated/clientset/versioned"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
@@ -31,7 +32,7 @@ type Plugin struct {
 	*core
 	handle  fwk.Handle
 	decided func(pod types.UID, took time.Duration) // nil when nobody asks
-	write   AllocationWrite
+	write   arguments.AllocationWrite
 
 	bindOrder   sync.Once
 	bindTrouble error // written once, under bindOrder
@@ -83,7 +84,7 @@ type Factory struct {
 	connect func(*rest.Config) (versioned.Interface, error)
 
 	mu   sync.Mutex // guards what follows
-	args Args
+	args arguments.DynamicMIG
 	core *core
 }
 
@@ -107,8 +108,20 @@ func (f *Factory) New(ctx context.Context, obj runtime.Object, handle fwk.Handle
 	return &Plugin{core: f.core, handle: handle, decided: f.Decided, write: args.AllocationWrite}, nil
 }
 
+// decodeArgs reads the arguments as kube-scheduler hands them over.
+func decodeArgs(obj runtime.Object) (arguments.DynamicMIG, error) {
+	if obj == nil {
+		return arguments.Decode(nil)
+	}
+	raw, ok := obj.(*runtime.Unknown)
+	if !ok {
+		return arguments.DynamicMIG{}, fmt.Errorf("decoding DynamicMIGArgs: want the type runtime.Unknown, got %T", obj)
+	}
+	return arguments.Decode(raw.Raw)
+}
+
 // start makes what all profiles share.
-func (f *Factory) start(ctx context.Context, args Args, handle fwk.Handle) error {
+func (f *Factory) start(ctx context.Context, args arguments.DynamicMIG, handle fwk.Handle) error {
 	makeClient := connect
 	if f.connect != nil {
 		makeClient = f.connect

@@ -1,7 +1,12 @@
 // SPDX-FileCopyrightText: The dynamig Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package dynamicmig
+// Package arguments is DynamicMIGArgs, the plugin's section of a
+// KubeSchedulerConfiguration: its fields, how they are read, and what they mean to
+// pkg/pool. The plugin and kubectl mig read them here, so that they agree.
+//
+// arguments does not know the scheduling framework, nor where files are.
+package arguments
 
 import (
 	"bytes"
@@ -9,10 +14,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"os"
 
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -41,12 +44,12 @@ const (
 
 	// WriteBinding has the annotation travel in the Binding, which the API server
 	// merges into the pod in the same write as spec.nodeName: one write for each pod.
-	// The plugin must bind then; see Plugin.mustBind.
+	// The plugin must bind then, before others.
 	WriteBinding AllocationWrite = "Binding"
 )
 
-// Args are DynamicMIGArgs, the plugin's section of pluginConfig.
-type Args struct {
+// DynamicMIG are the arguments, with the defaults filled in by Decode.
+type DynamicMIG struct {
 	APIVersion string `json:"apiVersion,omitempty"`
 	Kind       string `json:"kind,omitempty"`
 
@@ -78,7 +81,7 @@ type Args struct {
 	DeviceConfig string `json:"deviceConfig,omitempty"`
 }
 
-// Expected is a kind of device in Args.Mix: what one container would ask for, and
+// Expected is a kind of device in DynamicMIG.Mix: what one container would ask for, and
 // how often, in any unit.
 type Expected struct {
 	Profile    string  `json:"profile,omitempty"` // or:
@@ -97,27 +100,21 @@ const (
 	Disabled Switch = "Disabled"
 )
 
-// decodeArgs reads the arguments strictly and fills in the defaults. The error
-// names the field.
-func decodeArgs(obj runtime.Object) (Args, error) {
-	args := Args{Oversize: OversizeAllow, MixLearning: Enabled, AllocationWrite: WriteAnnotation}
-	if obj == nil {
+// Decode reads the arguments, YAML or JSON, strictly and fills in the defaults. Text
+// that is empty is the defaults alone. The error names the field.
+func Decode(text []byte) (DynamicMIG, error) {
+	args := DynamicMIG{Oversize: OversizeAllow, MixLearning: Enabled, AllocationWrite: WriteAnnotation}
+	if len(text) == 0 {
 		return args, nil
 	}
-	raw, ok := obj.(*runtime.Unknown)
-	if !ok {
-		return args, fmt.Errorf("decoding DynamicMIGArgs: want the type runtime.Unknown, got %T", obj)
-	}
-	text, err := yaml.YAMLToJSON(raw.Raw)
+	text, err := yaml.YAMLToJSONStrict(text)
 	if err != nil {
 		return args, fmt.Errorf("decoding DynamicMIGArgs: %w", err)
 	}
-	if len(raw.Raw) > 0 {
-		dec := json.NewDecoder(bytes.NewReader(text))
-		dec.DisallowUnknownFields()
-		if err := dec.Decode(&args); err != nil {
-			return args, fmt.Errorf("decoding DynamicMIGArgs: %w", err)
-		}
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&args); err != nil {
+		return args, fmt.Errorf("decoding DynamicMIGArgs: %w", err)
 	}
 	args.Oversize = cmp.Or(args.Oversize, OversizeAllow)
 	if args.Oversize != OversizeAllow && args.Oversize != OversizeNever {
@@ -129,7 +126,7 @@ func decodeArgs(obj runtime.Object) (Args, error) {
 }
 
 // check tells what is wrong with the arguments about placement.
-func (a *Args) check() error {
+func (a *DynamicMIG) check() error {
 	if err := checkPolicy("nodeSchedulerPolicy", a.NodeSchedulerPolicy); err != nil {
 		return err
 	}
@@ -163,15 +160,16 @@ func checkPolicy(field string, p geometry.Policy) error {
 }
 
 // want is what a pod would ask for.
-func (e Expected) want(a *Args) geometry.Want {
+func (e Expected) want(a *DynamicMIG) geometry.Want {
 	return geometry.Want{
 		Profile: e.Profile, MemoryMiB: e.Memory, Percent: e.Percentage, Cores: e.Cores, Strict: a.StrictMemory,
 		Full: e.Profile == "" && e.Memory+e.Percentage+e.Cores == 0,
 	}
 }
 
-// options are what the pool needs of the arguments and of the file that they name.
-func (a Args) options() (pool.Options, error) {
+// Options are what the pool needs of the arguments and of the file that they name,
+// which readFile reads.
+func (a DynamicMIG) Options(readFile func(name string) ([]byte, error)) (pool.Options, error) {
 	o := pool.Options{
 		NoOversize: a.Oversize == OversizeNever, StrictMemory: a.StrictMemory,
 		Policy: pool.Policy{Node: a.NodeSchedulerPolicy, GPU: a.GPUSchedulerPolicy},
@@ -183,7 +181,7 @@ func (a Args) options() (pool.Options, error) {
 	if a.DeviceConfig == "" {
 		return o, nil
 	}
-	text, err := os.ReadFile(a.DeviceConfig)
+	text, err := readFile(a.DeviceConfig)
 	if err != nil {
 		return o, fmt.Errorf("DynamicMIGArgs: deviceConfig: %w; mount the file there, or leave the field out", err)
 	}
