@@ -137,7 +137,7 @@ func (a *access) historyOfNode(ctx context.Context, s *screen, name string) ([]s
 			continue
 		}
 		kind := v1.EventTypeNormal
-		if (c.Type == "Ready") != (c.Status == metav1.ConditionTrue) {
+		if pool.Wrong(c) {
 			kind = v1.EventTypeWarning
 		}
 		steps = append(steps, step{Time: c.LastTransitionTime.Time, Object: "gpunode/" + name, Type: kind,

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/pool"
@@ -54,7 +53,7 @@ func drawNode(s *screen, n *pool.NodePicture, seen map[pool.SpanState]bool) []li
 		out = append(out, drawGPU(s, g, width, seen)...)
 	}
 	for _, c := range n.Conditions {
-		if (c.Type == v1alpha1.ConditionReady) == (c.Status == metav1.ConditionFalse) && c.Status != metav1.ConditionUnknown {
+		if pool.Wrong(c) {
 			out = append(out, s.wrap("  ! ", amber, "%s: %s", c.Type, firstLine(c.Message))...)
 		}
 	}

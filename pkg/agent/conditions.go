@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/config"
 	"github.com/dynamig/dynamig/pkg/geometry"
 )
 
@@ -35,7 +36,8 @@ func (f *findings) conditions() []metav1.Condition {
 		sentences    []string
 	}{
 		{v1alpha1.ConditionConfigInvalid, reasonConfigInvalid, lines(f.invalid)},
-		{v1alpha1.ConditionConfigMismatch, "Mismatch", f.mismatches()},
+		{v1alpha1.ConditionConfigMismatch, "Mismatch", f.mismatches().Dropped},
+		{v1alpha1.ConditionConfigRemarks, "Remarks", f.mismatches().Remarks},
 		{v1alpha1.ConditionForeignInstances, "Found", f.foreign()},
 		{v1alpha1.ConditionHardwareFailing, "Failing", f.failing()},
 		{v1alpha1.ConditionJournalLost, "Rebuilt", f.lostJournal()},
@@ -102,9 +104,9 @@ func (f *findings) offered() (n int, whys []string) {
 	return n, whys
 }
 
-func (f *findings) mismatches() []string {
+func (f *findings) mismatches() config.Mismatches {
 	if f.inventory == nil {
-		return nil
+		return config.Mismatches{}
 	}
 	return f.inventory.mismatches
 }
@@ -192,6 +194,12 @@ func (f *findings) health() string {
 	count("with foreign instances", func(s *state) bool { return has(s, v1alpha1.InstanceForeign) })
 	if f.invalid != "" && ready.Reason != reasonConfigInvalid {
 		words = append(words, reasonConfigInvalid)
+	}
+	if len(f.mismatches().Dropped) > 0 {
+		words = append(words, v1alpha1.ConditionConfigMismatch)
+	}
+	if len(f.libraryTrouble()) > 0 {
+		words = append(words, v1alpha1.ConditionLibraryUnusable)
 	}
 	if len(words) == 0 {
 		return "OK"

@@ -145,6 +145,21 @@ func TestTemplatesFollowTheFileWithoutARestart(t *testing.T) {
 	})
 }
 
+// TestWhatIsLeftOutIsNoRemark: a layout that the hardware cannot do asks for an
+// operator, less memory than promised does not.
+func TestWhatIsLeftOutIsNoRemark(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigMismatch), "False None: ")
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigRemarks), "True Remarks: knownMigGeometries")
+		b.expectText("health", b.status().Summary.Health, "OK")
+		b.write("device-config.yaml", deviceConfig+"      - - {name: 3g.20gb, memory: 20480, count: 3}\n")
+		b.reload()
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigMismatch), "the layout 3x 3g.20gb is left out")
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigRemarks), "True Remarks: knownMigGeometries")
+		b.expectText("health", b.status().Summary.Health, "ConfigMismatch")
+	})
+}
+
 func TestInvalidConfigurationKeepsTheLastGoodOne(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		before := b.status()

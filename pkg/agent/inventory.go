@@ -32,7 +32,7 @@ type inventory struct {
 	models        []v1alpha1.GPUModel // by name
 	catalogues    map[string]*geometry.Catalogue
 	missing       []string // GPUs that do not answer and were never seen, sentences
-	mismatches    []string // of configuration and hardware, sentences
+	mismatches    config.Mismatches
 	cordoned      []string // UUIDs of GPUs that take no new pods
 	library       string   // why no software share can be had; empty when it can
 	device        *config.Device
@@ -188,7 +188,7 @@ func (a *Agent) employ(ctx context.Context, inv *inventory, gpus []nvml.GPU, ent
 			excluded[string(gpu.ID)] = "filterdevices excludes the GPU"
 		case !gpu.MIGCapable && mode == v1alpha1.ModeMIG:
 			excluded[string(gpu.ID)] = "the GPU cannot do MIG"
-			inv.mismatches = append(inv.mismatches, fmt.Sprintf("GPU %d (%s) is to be used in mode mig, which it cannot do; it is not offered.", gpu.Index, gpu.Name))
+			inv.mismatches.Dropped = append(inv.mismatches.Dropped, fmt.Sprintf("GPU %d (%s) is to be used in mode mig, which it cannot do; it is not offered.", gpu.Index, gpu.Name))
 		default:
 			w := a.workerFor(ctx, gpu, mode, reloaded)
 			inv.gpus = append(inv.gpus, managedGPU{GPU: gpu, wanted: mode, worker: w})
@@ -250,18 +250,19 @@ func (inv *inventory) resolve(s *settings, entry config.NodeEntry) {
 		if view.model == nil || len(view.model.Profiles()) == 0 || inv.catalogues[gpu.Name] != nil {
 			continue
 		}
-		model, sentences := device.Catalogue(gpu.Name, profilesOf(view.model), gridOf(view.model))
+		model, mismatches := device.Catalogue(gpu.Name, profilesOf(view.model), gridOf(view.model))
 		catalogue, err := model.Catalogue()
 		if err != nil {
-			inv.mismatches = append(inv.mismatches, fmt.Sprintf("%s is not offered: %v.", gpu.Name, err))
+			inv.mismatches.Dropped = append(inv.mismatches.Dropped, fmt.Sprintf("%s is not offered: %v.", gpu.Name, err))
 			continue
 		}
 		inv.models = append(inv.models, model)
 		inv.catalogues[gpu.Name] = catalogue
-		inv.mismatches = append(inv.mismatches, sentences...)
+		inv.mismatches.Dropped = append(inv.mismatches.Dropped, mismatches.Dropped...)
+		inv.mismatches.Remarks = append(inv.mismatches.Remarks, mismatches.Remarks...)
 	}
 	if inv.configured {
-		inv.mismatches = append(inv.mismatches, s.unsupported(inv.resource)...)
+		inv.mismatches.Dropped = append(inv.mismatches.Dropped, s.unsupported(inv.resource)...)
 	}
 	slices.SortFunc(inv.models, func(x, y v1alpha1.GPUModel) int { return cmp.Compare(x.Model, y.Model) })
 }

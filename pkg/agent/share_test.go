@@ -191,11 +191,12 @@ func TestLibraryComesAndGoes(t *testing.T) {
 		for _, step := range []struct {
 			change    func() error
 			offered   bool
+			health    string
 			condition string
 		}{
-			{func() error { return nil }, false, "True Unusable: GPUs in mode hami-core are not offered: " + b.library.Path + " has no libvgpu.so"},
-			{func() error { b.install(); return nil }, true, "False None"},
-			{func() error { return os.WriteFile(file, []byte("#!/bin/sh\n"), 0o644) }, false, "True Unusable: GPUs in mode hami-core are not offered: " + file + " is no readable ELF library"},
+			{func() error { return nil }, false, "not offered, LibraryUnusable", "True Unusable: GPUs in mode hami-core are not offered: " + b.library.Path + " has no libvgpu.so"},
+			{func() error { b.install(); return nil }, true, "OK", "False None"},
+			{func() error { return os.WriteFile(file, []byte("#!/bin/sh\n"), 0o644) }, false, "not offered, LibraryUnusable", "True Unusable: GPUs in mode hami-core are not offered: " + file + " is no readable ELF library"},
 		} {
 			if err := step.change(); err != nil {
 				t.Fatal(err)
@@ -203,6 +204,7 @@ func TestLibraryComesAndGoes(t *testing.T) {
 			b.sleep(11 * time.Second)
 			s := b.status()
 			b.expectText("condition", b.condition(v1alpha1.ConditionLibraryUnusable), step.condition)
+			b.expectText("health", s.Summary.Health, step.health)
 			if (s.GPUs[0].Shares != nil) != step.offered || (b.slots.has() > 0) != step.offered {
 				t.Errorf("%s: the GPU offers %+v, capacity %d", step.condition, s.GPUs[0], b.slots.has())
 			}

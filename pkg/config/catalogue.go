@@ -26,22 +26,29 @@ import (
 // hardware in any case. The model is the NVML product name, and profiles are as
 // NVML reports them, in any order.
 //
-// The sentences that come with it tell each part of the file that does not fit the
-// hardware. Equal input gives equal output.
-func (d *Device) Catalogue(model string, profiles []v1alpha1.Profile, grid v1alpha1.Grid) (v1alpha1.GPUModel, []string) {
+// Equal input gives equal output.
+func (d *Device) Catalogue(model string, profiles []v1alpha1.Profile, grid v1alpha1.Grid) (v1alpha1.GPUModel, Mismatches) {
 	out := v1alpha1.GPUModel{Model: model, Grid: grid, Rule: v1alpha1.RuleHardware, Profiles: sorted(profiles)}
 	if len(profiles) == 0 {
-		return out, nil // a GPU that cannot be cut at all
+		return out, Mismatches{} // a GPU that cannot be cut at all
 	}
 	hardware, err := out.Geometry()
 	if err != nil {
-		return out, []string{fmt.Sprintf("The profiles that NVML reports of %s make no sense, so its configuration is not applied: %v.", model, cmp.Or(errors.Unwrap(err), err))}
+		return out, Mismatches{Dropped: []string{
+			fmt.Sprintf("The profiles that NVML reports of %s make no sense, so its configuration is not applied: %v.", model, cmp.Or(errors.Unwrap(err), err)),
+		}}
 	}
 	r := resolver{device: d, hardware: hardware, out: out}
 	if !r.useTemplates() && !r.useAllowlist() {
 		r.useHardware()
 	}
-	return r.out, r.sentences
+	return r.out, r.mismatches
+}
+
+// Mismatches are the parts of the file that do not fit the hardware, a sentence each.
+type Mismatches struct {
+	Dropped []string // left out: the hardware has no such thing
+	Remarks []string // normal with published files: less memory than promised, a model that no entry names
 }
 
 // sorted returns a deep copy of profiles by ascending id.
@@ -56,16 +63,27 @@ func sorted(profiles []v1alpha1.Profile) []v1alpha1.Profile {
 
 // resolver narrows out, which begins with everything that the hardware offers.
 type resolver struct {
-	device    *Device
-	hardware  *geometry.Model
-	out       v1alpha1.GPUModel
-	sentences []string
+	device     *Device
+	hardware   *geometry.Model
+	out        v1alpha1.GPUModel
+	mismatches Mismatches
 }
 
-func (r *resolver) say(format string, args ...any) {
-	if s := fmt.Sprintf(format, args...); !slices.Contains(r.sentences, s) {
-		r.sentences = append(r.sentences, s)
+// drop says what is left out, each once.
+func (r *resolver) drop(format string, args ...any) {
+	r.mismatches.Dropped = appendNew(r.mismatches.Dropped, fmt.Sprintf(format, args...))
+}
+
+// remark says what is worth knowing, each once.
+func (r *resolver) remark(format string, args ...any) {
+	r.mismatches.Remarks = appendNew(r.mismatches.Remarks, fmt.Sprintf(format, args...))
+}
+
+func appendNew(list []string, s string) []string {
+	if slices.Contains(list, s) {
+		return list
 	}
+	return append(list, s)
 }
 
 // profile finds the profile that a name of the file means.
@@ -90,7 +108,7 @@ func (r *resolver) useTemplates() bool {
 		}
 	}
 	if len(r.out.Templates) == 0 {
-		r.say("%s has no layout that %s can be cut into, so the entry is not used.", where, r.out.Model)
+		r.drop("%s has no layout that %s can be cut into, so the entry is not used.", where, r.out.Model)
 		return false
 	}
 	r.out.Rule = v1alpha1.RuleTemplates
@@ -117,12 +135,12 @@ func (r *resolver) template(where string, layout []GeometryEntry) (v1alpha1.Temp
 		})
 	}
 	if len(missing) > 0 {
-		r.say("%s: the layout %s is left out, because %s has no %s (it has %s).",
+		r.drop("%s: the layout %s is left out, because %s has no %s (it has %s).",
 			where, layoutText(layout), r.out.Model, words(missing, "and"), r.has())
 		return t, false
 	}
 	if err := r.hardware.CheckTemplate(check); err != nil {
-		r.say("%s: the layout %s is left out, because %s cannot be cut like that: %v.",
+		r.drop("%s: the layout %s is left out, because %s cannot be cut like that: %v.",
 			where, layoutText(layout), r.out.Model, cmp.Or(errors.Unwrap(err), err))
 		return t, false
 	}
@@ -135,7 +153,7 @@ func (r *resolver) compareMemory(where string, layout []GeometryEntry) {
 	for _, e := range layout {
 		p, _ := r.profile(e.Name)
 		if p.MemoryMiB > 0 && e.Memory > int64(p.MemoryMiB) {
-			r.say("%s promises %d MiB for %s, but %s of %s has %d MiB.",
+			r.remark("%s promises %d MiB for %s, but %s of %s has %d MiB.",
 				where, e.Memory, e.Name, p.Name, r.out.Model, p.MemoryMiB)
 		}
 	}
@@ -151,14 +169,14 @@ func (r *resolver) useAllowlist() bool {
 	for _, name := range entry.Profiles {
 		p, ok := r.profile(name)
 		if !ok {
-			r.say("%s: the profile %s is left out, because %s does not have it (it has %s).",
+			r.drop("%s: the profile %s is left out, because %s does not have it (it has %s).",
 				where, name, r.out.Model, r.has())
 			continue
 		}
 		r.out.Allowed = append(r.out.Allowed, int32(p.ID))
 	}
 	if len(r.out.Allowed) == 0 {
-		r.say("%s has no profile of %s, so the entry is not used.", where, r.out.Model)
+		r.drop("%s has no profile of %s, so the entry is not used.", where, r.out.Model)
 		return false
 	}
 	r.out.Rule = v1alpha1.RuleAllowlist
@@ -171,7 +189,7 @@ func (r *resolver) useAllowlist() bool {
 // other models.
 func (r *resolver) useHardware() {
 	if len(r.device.KnownMigGeometries)+len(r.device.MigProfileAllowlist) > 0 {
-		r.say("No usable entry of knownMigGeometries or migProfileAllowlist in %s names %s, so it offers every profile that its hardware has.",
+		r.remark("No usable entry of knownMigGeometries or migProfileAllowlist in %s names %s, so it offers every profile that its hardware has.",
 			r.device.File, r.out.Model)
 	}
 }

@@ -39,12 +39,13 @@ func hardware(t testing.TB, product string) ([]v1alpha1.Profile, v1alpha1.Grid) 
 	return profiles, v1alpha1.Grid{MemorySlices: int32(m.MemorySlices()), ComputeSlices: int32(m.ComputeSlices())}
 }
 
-// resolve is what d says of a product.
+// resolve is what d says of a product, and the sentences on it: what is left out first.
 func resolve(t testing.TB, d *Device, product string) (v1alpha1.GPUModel, []string) {
 	t.Helper()
 	profiles, grid := hardware(t, product)
 	before := slices.Clone(profiles)
-	m, sentences := d.Catalogue(product, profiles, grid)
+	m, mismatches := d.Catalogue(product, profiles, grid)
+	checkKinds(t, mismatches)
 	if diff := cmp.Diff(before, profiles); diff != "" {
 		t.Errorf("Catalogue changed its argument: was (-), is (+):\n%s", diff)
 	}
@@ -52,7 +53,22 @@ func resolve(t testing.TB, d *Device, product string) (v1alpha1.GPUModel, []stri
 	if m.Model != product || m.Grid != grid {
 		t.Errorf("Catalogue names %s, %v; want %s, %v", m.Model, m.Grid, product, grid)
 	}
-	return m, sentences
+	return m, slices.Concat(mismatches.Dropped, mismatches.Remarks)
+}
+
+// checkKinds: what stays in force is a remark, and nothing else is.
+func checkKinds(t testing.TB, m Mismatches) {
+	t.Helper()
+	for _, s := range m.Dropped {
+		if !strings.Contains(s, " is left out, ") && !strings.HasSuffix(s, " the entry is not used.") {
+			t.Errorf("not left out: %s", s)
+		}
+	}
+	for _, s := range m.Remarks {
+		if !strings.Contains(s, " promises ") && !strings.HasPrefix(s, "No usable entry ") {
+			t.Errorf("not a remark: %s", s)
+		}
+	}
 }
 
 // checkModel holds a GPUModel against invariant I3 and the rules of its kind.
@@ -262,7 +278,7 @@ func TestCatalogueFindsTheNearestProfile(t *testing.T) {
 
 func TestCatalogueOfAGPUWithoutProfiles(t *testing.T) {
 	m, sentences := device(t, "f", read(t, "documented.yaml")).Catalogue("Tesla V100-SXM2-32GB", nil, v1alpha1.Grid{})
-	if m.Rule != v1alpha1.RuleHardware || len(m.Profiles)+len(m.Templates)+len(sentences) > 0 {
+	if m.Rule != v1alpha1.RuleHardware || len(m.Profiles)+len(m.Templates)+len(sentences.Dropped)+len(sentences.Remarks) > 0 {
 		t.Errorf("Catalogue = %+v, %q; want rule Hardware, nothing else", m, sentences)
 	}
 }
@@ -271,8 +287,8 @@ func TestCatalogueSaysThatNVMLMakesNoSense(t *testing.T) {
 	profiles, grid := hardware(t, "NVIDIA A30")
 	profiles[0].Starts = []int32{9} // off the grid
 	m, sentences := device(t, "f", read(t, "documented.yaml")).Catalogue("NVIDIA A30", profiles, grid)
-	if m.Rule != v1alpha1.RuleHardware || len(sentences) != 1 ||
-		!strings.HasPrefix(sentences[0], "The profiles that NVML reports of NVIDIA A30 make no sense, so its configuration is not applied: ") {
+	if m.Rule != v1alpha1.RuleHardware || len(sentences.Dropped) != 1 ||
+		!strings.HasPrefix(sentences.Dropped[0], "The profiles that NVML reports of NVIDIA A30 make no sense, so its configuration is not applied: ") {
 		t.Errorf("Catalogue = rule %s, %q; want rule Hardware and one sentence", m.Rule, sentences)
 	}
 }
@@ -283,7 +299,7 @@ func TestCatalogueDoesNotSayWhereMemoryIsUnknown(t *testing.T) {
 		profiles[i].MemoryMiB = 0
 	}
 	m, sentences := device(t, "f", read(t, "documented.yaml")).Catalogue("NVIDIA A30", profiles, grid)
-	if len(m.Templates) != 3 || sentences != nil {
+	if len(m.Templates) != 3 || sentences.Dropped != nil || sentences.Remarks != nil {
 		t.Errorf("%d templates and sentences %q, want 3 and none", len(m.Templates), sentences)
 	}
 }

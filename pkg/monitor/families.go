@@ -131,7 +131,7 @@ func gpuState(g *pool.GPUPicture) string {
 }
 
 var conditions = []string{
-	v1alpha1.ConditionReady, v1alpha1.ConditionConfigInvalid, v1alpha1.ConditionConfigMismatch, v1alpha1.ConditionForeignInstances,
+	v1alpha1.ConditionReady, v1alpha1.ConditionConfigInvalid, v1alpha1.ConditionConfigMismatch, v1alpha1.ConditionConfigRemarks, v1alpha1.ConditionForeignInstances,
 	v1alpha1.ConditionHardwareFailing, v1alpha1.ConditionJournalLost, v1alpha1.ConditionLibraryUnusable, v1alpha1.ConditionModePending,
 }
 

@@ -30,6 +30,15 @@ type NodePicture struct {
 	Preparations []PreparationPicture `json:"preparations,omitempty"`
 }
 
+// Wrong reports whether a condition of a GPUNode asks for an operator: Ready where it
+// is False, the others where they are True.
+func Wrong(c metav1.Condition) bool {
+	if c.Type == v1alpha1.ConditionReady {
+		return c.Status == metav1.ConditionFalse
+	}
+	return c.Status == metav1.ConditionTrue && c.Type != v1alpha1.ConditionConfigRemarks
+}
+
 // GPUPicture is one GPU. A GPU that is not offered has no free slices: nothing new
 // is placed on it.
 type GPUPicture struct {

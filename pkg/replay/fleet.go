@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -145,9 +146,9 @@ func (b *fleetBuilder) report(product string, board boards.Board, gpus int) *v1a
 		grid.ComputeSlices = max(grid.ComputeSlices, out.ComputeSlices)
 		profiles = append(profiles, out)
 	}
-	found, notes := b.device.Catalogue(product, profiles, grid)
+	found, mismatches := b.device.Catalogue(product, profiles, grid)
 	if _, again := b.known[product]; !again {
-		b.fleet.Notes = append(b.fleet.Notes, notes...)
+		b.fleet.Notes = slices.Concat(b.fleet.Notes, mismatches.Dropped, mismatches.Remarks)
 	}
 	report := &v1alpha1.GPUNode{}
 	report.Status.Models = []v1alpha1.GPUModel{found}

@@ -106,7 +106,7 @@ func (f *Fleet) AddNode(name, board string, gpus int, templates ...[]string) err
 	n := &v1alpha1.GPUNode{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.Now()}}
 	n.Status = v1alpha1.GPUNodeStatus{DriverVersion: "570.124.06", ConfigGeneration: 1, Models: []v1alpha1.GPUModel{m}}
 	for _, c := range []string{
-		v1alpha1.ConditionConfigInvalid, v1alpha1.ConditionConfigMismatch, v1alpha1.ConditionForeignInstances, v1alpha1.ConditionHardwareFailing,
+		v1alpha1.ConditionConfigInvalid, v1alpha1.ConditionConfigMismatch, v1alpha1.ConditionConfigRemarks, v1alpha1.ConditionForeignInstances, v1alpha1.ConditionHardwareFailing,
 		v1alpha1.ConditionJournalLost, v1alpha1.ConditionLibraryUnusable, v1alpha1.ConditionModePending, v1alpha1.ConditionReady,
 	} {
 		n.Status.Conditions = append(n.Status.Conditions, metav1.Condition{Type: c, Status: "False", Reason: "None", LastTransitionTime: metav1.Now()})

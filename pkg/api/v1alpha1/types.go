@@ -360,16 +360,20 @@ type Summary struct {
 }
 
 // Condition types of a GPUNode. Each is True when something needs an operator,
-// except Ready.
+// except Ready and ConfigRemarks.
 const (
 	// ConditionReady: the agent has reported and the node offers GPUs.
 	ConditionReady = "Ready"
 	// ConditionConfigInvalid: the newest configuration does not parse or does
 	// not apply, and the last good one is in force.
 	ConditionConfigInvalid = "ConfigInvalid"
-	// ConditionConfigMismatch: parts of the configuration do not match this
-	// hardware (unmatched model, missing profile, less memory than the file says).
+	// ConditionConfigMismatch: parts of the configuration are left out, because this
+	// hardware has no such thing (a missing profile, a layout that cannot be cut).
 	ConditionConfigMismatch = "ConfigMismatch"
+	// ConditionConfigRemarks: the configuration is in force and says something else
+	// than the hardware (less memory than the file promises, a model that no entry
+	// names). That is normal with published files: it is True and nothing is wrong.
+	ConditionConfigRemarks = "ConfigRemarks"
 	// ConditionForeignInstances: somebody else has cut instances.
 	ConditionForeignInstances = "ForeignInstances"
 	// ConditionHardwareFailing: a GPU cannot be used (lost, or an XID error of the

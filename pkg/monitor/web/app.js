@@ -5,7 +5,7 @@
 // shown, and which pod's story is open. Nodes are drawn when they come near the
 // window, so that 1000 of them cost as much as those that can be seen.
 
-import { el, header, rows, spanKeys } from "./draw.js";
+import { el, header, rows, spanKeys, wrong } from "./draw.js";
 import { gone, tell, took } from "./story.js";
 
 const $ = (id) => document.getElementById(id);
@@ -197,7 +197,7 @@ const tests = {
   idle: (n) => (n.gpus || []).some((g) => (g.spans || []).some((s) => s.state === "Idle")),
   moving: (n) => (n.gpus || []).some((g) => (g.spans || []).some((s) => ["Assumed", "Published", "Preparing", "Leaving"].includes(s.state))),
   trouble: (n) => n.problem || (n.gpus || []).some((g) => g.health !== "Healthy" || g.mode.pending || (g.spans || []).some((s) => s.state === "Foreign" || s.state === "Stuck")) ||
-    (n.conditions || []).some((c) => (c.type === "Ready" ? c.status === "False" : c.status === "True")) || (n.preparations || []).some((p) => p.phase !== "Preparing"),
+    (n.conditions || []).some(wrong) || (n.preparations || []).some((p) => p.phase !== "Preparing"),
 };
 
 function show(names = [...fleet.keys()]) {

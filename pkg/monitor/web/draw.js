@@ -114,11 +114,14 @@ function leftNode(gpu) {
 
 const bad = { ConfigInvalid: true, HardwareFailing: true, JournalLost: true, LibraryUnusable: true };
 
+// wrong says whether a condition asks for an operator, as pool.Wrong does.
+export const wrong = (c) => (c.type === "Ready" ? c.status === "False" : c.status === "True" && c.type !== "ConfigRemarks");
+
 export function badges(node) {
   const out = [];
   if (node.problem) out.push(el("span", { class: "badge bad", title: node.problem }, "unreadable"));
   for (const c of node.conditions || []) {
-    if (c.type === "Ready" ? c.status !== "False" : c.status !== "True") continue;
+    if (!wrong(c)) continue;
     const name = c.type === "Ready" ? `not ready: ${c.reason}` : c.type.replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
     out.push(el("span", { class: `badge${bad[c.type] || c.type === "Ready" ? " bad" : ""}`, title: c.message, tabindex: "0" }, name));
   }
