@@ -39,6 +39,7 @@ Policies:
   ours        the scheduler's own code
   templates   HAMi up to 2.9: whole-GPU layouts, the fullest node, the emptiest GPU
   hami-2.10   HAMi 2.10: any placement, the fullest node, the emptiest GPU
+  hami-mem    the same with what is full told by memory alone
   first-fit   the first GPU with room
   best-fit    the fullest GPU with room
   fgd         fragmentation gradient descent, told the trace's mix of requests

@@ -12,9 +12,8 @@ import (
 )
 
 // hami is how HAMi chooses, by its defaults: the fullest node that has room
-// ("binpack"), and there the emptiest GPU ("spread"). How full is the sum of three
-// ratios: instances, compute and memory in use. What a GPU gives is the business of
-// a giver: HAMi changed that in version 2.10.
+// ("binpack"), and there the emptiest GPU ("spread"). How full is a matter of
+// fullness, what a GPU gives of a giver: HAMi changed that in version 2.10.
 //
 // HAMi does not look at compute when it chooses a profile, and cannot be asked for
 // one by name. So that all policies give the same service, it is taken to: a job
@@ -22,10 +21,14 @@ import (
 type hami struct {
 	*cluster
 	giver giver
+	full  fullness
 	load  []load // by GPU
 	most  []load // by model: the whole of a GPU
 	nodes []nodeLoad
 }
+
+// fullness is how full something is with one load, where another is all of it.
+type fullness func(used, all load) float64
 
 // giver finds what a GPU has for one more device beside those in spots, which are
 // of the same job and GPU. It changes nothing.
@@ -45,17 +48,21 @@ func (l load) plus(m load, by int) load {
 	return load{l.instances + by*m.instances, l.cores + by*m.cores, l.memory + by*m.memory}
 }
 
-// of is the sum of the three ratios.
-func (l load) of(all load) float64 {
-	ratio := func(a, b int) float64 { return float64(a) / float64(max(b, 1)) }
-	return ratio(l.instances, all.instances) + ratio(l.cores, all.cores) + ratio(l.memory, all.memory)
+// threeRatios is HAMi's score: the ratios of instances, compute and memory in use.
+func threeRatios(used, all load) float64 {
+	return ratio(used.instances, all.instances) + ratio(used.cores, all.cores) + ratio(used.memory, all.memory)
 }
+
+// memoryRatio looks at memory alone.
+func memoryRatio(used, all load) float64 { return ratio(used.memory, all.memory) }
+
+func ratio(used, all int) float64 { return float64(used) / float64(max(all, 1)) }
 
 // nodeLoad is what is in use of a node, and all of it.
 type nodeLoad struct{ used, all load }
 
-func newHAMi(c *cluster, giver giver) *hami {
-	h := &hami{cluster: c, giver: giver, load: make([]load, len(c.fleet.gpus)), nodes: make([]nodeLoad, len(c.fleet.nodes))}
+func newHAMi(c *cluster, giver giver, full fullness) *hami {
+	h := &hami{cluster: c, giver: giver, full: full, load: make([]load, len(c.fleet.gpus)), nodes: make([]nodeLoad, len(c.fleet.nodes))}
 	for _, m := range c.fleet.models {
 		all := load{instances: pool.Devices(m.catalogue), cores: 100, memory: m.slices()}
 		if m.inMiB() {
@@ -116,7 +123,7 @@ func (h *hami) choose(class int) ([]Spot, bool) {
 	fullest := -1.0
 	for i := range h.nodes {
 		n := &h.nodes[i]
-		if full := n.used.of(n.all); full > fullest {
+		if full := h.full(n.used, n.all); full > fullest {
 			if spots, ok := h.onNode(i, class); ok {
 				found, fullest = spots, full
 			}
@@ -134,7 +141,7 @@ func (h *hami) onNode(node, class int) ([]Spot, bool) {
 		order = append(order, i)
 	}
 	slices.SortStableFunc(order, func(a, b int) int {
-		return cmp.Compare(h.load[a].of(h.most[h.fleet.gpus[a].model]), h.load[b].of(h.most[h.fleet.gpus[b].model]))
+		return cmp.Compare(h.full(h.load[a], h.most[h.fleet.gpus[a].model]), h.full(h.load[b], h.most[h.fleet.gpus[b].model]))
 	})
 	var spots []Spot
 	for _, i := range order {

@@ -10,18 +10,19 @@ import (
 
 // The policies.
 const (
-	Ours      = "ours"      // the scheduler's own code
-	Templates = "templates" // HAMi up to 2.9: whole-GPU layouts
-	HAMi      = "hami-2.10" // HAMi 2.10: any placement; fullest node, emptiest GPU
-	FirstFit  = "first-fit" // first GPU, lowest start
-	BestFit   = "best-fit"  // fullest GPU, lowest start
-	FGD       = "fgd"       // fragmentation gradient descent, told the trace's mix
-	Repack    = "repack"    // the bound: everything may move at any time
+	Ours         = "ours"      // the scheduler's own code
+	Templates    = "templates" // HAMi up to 2.9: whole-GPU layouts
+	HAMi         = "hami-2.10" // HAMi 2.10: any placement; fullest node, emptiest GPU
+	HAMiByMemory = "hami-mem"  // the same, had it looked at memory alone
+	FirstFit     = "first-fit" // first GPU, lowest start
+	BestFit      = "best-fit"  // fullest GPU, lowest start
+	FGD          = "fgd"       // fragmentation gradient descent, told the trace's mix
+	Repack       = "repack"    // the bound: everything may move at any time
 )
 
 // Policies lists the names of all policies, ours first and the bound last.
 func Policies() []string {
-	return []string{Ours, Templates, HAMi, FirstFit, BestFit, FGD, Repack}
+	return []string{Ours, Templates, HAMi, HAMiByMemory, FirstFit, BestFit, FGD, Repack}
 }
 
 // newWorld makes an idle fleet under a policy.
@@ -43,9 +44,11 @@ func newWorld(f *Fleet, classes []class, opts Options) (world, error) {
 		if err != nil {
 			return nil, err
 		}
-		c.policy = newHAMi(c, giver)
+		c.policy = newHAMi(c, giver, threeRatios)
 	case HAMi:
-		c.policy = newHAMi(c, newFlexible(c))
+		c.policy = newHAMi(c, newFlexible(c), threeRatios)
+	case HAMiByMemory:
+		c.policy = newHAMi(c, newFlexible(c), memoryRatio)
 	case FirstFit:
 		c.policy = &greedy{c, firstFit}
 	case BestFit:

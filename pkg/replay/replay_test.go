@@ -241,6 +241,17 @@ func TestHAMiByHand(t *testing.T) {
 	}
 }
 
+// TestHAMiCountsMoreThanMemory: three 1g fill a GPU more than one 4g, but not its memory.
+func TestHAMiCountsMoreThanMemory(t *testing.T) {
+	for policy, want := range map[string]string{HAMi: "0:1g.10gb@6", HAMiByMemory: "1:1g.10gb@3"} {
+		got := spots(t, fleet(t, "1x2xH100-80GB"), policy,
+			"0,,,4g.40gb,,", "1,,,1g.10gb,,", "2,,,1g.10gb,,", "3,,,1g.10gb,,", "4,,,1g.10gb,,")
+		if got[4] != want {
+			t.Errorf("%s placed %v, want the last at %s", policy, got, want)
+		}
+	}
+}
+
 // TestTemplatesByHand: the first layout with enough memory, kept while in use.
 func TestTemplatesByHand(t *testing.T) {
 	f := fleet(t, "1x1xH100-80GB")
