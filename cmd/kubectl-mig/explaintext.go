@@ -132,7 +132,7 @@ func (st *story) drawWhy(s *screen) []line {
 	}
 	out = append(out, drawOthers(s, w, true)...)
 	if len(w.Others) > 0 {
-		out = append(out, s.wrap("    ", dim, "The score is in memory slices, lower is better: what future requests lose in room and in choice, and how empty the GPU was.")...)
+		out = append(out, s.wrap("    ", dim, "The score is in memory slices, lower is better: what future requests lose in room and in choice, and how empty the GPU was. Of equal places the one on the node with the fewest idle GPUs is taken.")...)
 	}
 	told := map[string]bool{}
 	for _, d := range w.Devices {

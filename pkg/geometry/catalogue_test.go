@@ -25,7 +25,7 @@ func compareChoices(t *testing.T, c *Catalogue, slow *slowCatalogue, o Occupancy
 		scored = append(scored, choice)
 		p, _ := slow.model.Profile(choice.Profile)
 		s := slow.scorer.score(there, p, choice.Start)
-		if math.Abs(float64(choice.Score)-s*ScoreScale) > 3 {
+		if math.Abs(float64(choice.Score)-s*ScoreScale) > 2*ScoreStep || choice.Score%ScoreStep != 0 {
 			t.Fatalf("Choices(%v, %+v) scores %+v with %d, want %.0f", there, w, choice.Placed, choice.Score, s*ScoreScale)
 		}
 		choice.Score = 0

@@ -13,6 +13,10 @@ import (
 // ScoreScale is the Score of one memory slice: scores are in billionths of it.
 const ScoreScale = 1_000_000_000
 
+// ScoreStep divides every Score and cost. What is below it is left to callers, to
+// order what costs the same.
+const ScoreStep = 128
+
 // Weights of the score; see scores. docs/packing.md says what was tried.
 const (
 	lookAhead    = 10   // requests ahead, k
@@ -118,7 +122,9 @@ func values(shares []share, g *positions) []float64 {
 }
 
 // scaled rounds memory slices to a score.
-func scaled(memorySlices float64) int64 { return int64(math.Round(memorySlices * ScoreScale)) }
+func scaled(memorySlices float64) int64 {
+	return int64(math.Round(memorySlices*(ScoreScale/ScoreStep))) * ScoreStep
+}
 
 // uniform is the mix that expects all profiles alike that requests get unasked.
 func (c *Catalogue) uniform() map[int]float64 {

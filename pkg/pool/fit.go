@@ -16,7 +16,7 @@ type Plan struct {
 
 	// Score orders plans over GPUs and nodes, lower is better: the number of
 	// oversize devices first, then that of devices in a mode that suits them less,
-	// then as the request's Policy says.
+	// then as the request's Policy says, and last how many GPUs of the node are idle.
 	Score int64
 }
 
@@ -100,7 +100,9 @@ const (
 // plan looks for one, whatever precheck says.
 func (v *View) plan(r *Request) (Plan, outcome) {
 	if len(r.Devices) > 1 {
-		return v.search(r)
+		plan, out := v.search(r)
+		plan.Score = v.total(r, plan.Score)
+		return plan, out
 	}
 	best, score, ok := v.best(r)
 	if !ok {

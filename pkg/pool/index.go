@@ -14,7 +14,8 @@ import (
 // questions of capacity, where nothing but the index changes what is taken. It
 // answers what Fit on every node would: the plan with the lowest Score, of equal
 // ones that of the first node. A request for one instance looks at no node: GPUs
-// are sorted by catalogue and state, and states by what the device would cost.
+// are sorted by catalogue, state and how many GPUs of their node are idle, and
+// states by what the device would cost.
 // Other requests look at each node that has changed since they looked last.
 //
 // Not safe for parallel use.
@@ -41,10 +42,32 @@ type indexed struct {
 // lane has the GPUs of one catalogue.
 type lane struct {
 	catalogue *geometry.Catalogue
-	in        []positions // by state: the GPUs in it
+	in        []gpus // by state: the GPUs in it
 	live      []geometry.State
 	slot      []int // by state: its position in live
 	highest   geometry.State
+}
+
+// gpus are the GPUs in one state, by how many GPUs of their node are idle. There is
+// at least one.
+type gpus struct {
+	by    []positions
+	count int
+}
+
+// first is the GPU to take: of a node with the fewest idle ones, the first.
+func (g *gpus) first() (idle, position int) {
+	for g.by[idle].count == 0 {
+		idle++
+	}
+	return idle, g.by[idle].first()
+}
+
+// before reports whether g's first is to be taken before h's.
+func (g *gpus) before(h *gpus) bool {
+	idle, position := g.first()
+	other, at := h.first()
+	return idle < other || idle == other && position < at
 }
 
 // fewStates is how many states are looked at one by one. If more are live, the
@@ -69,7 +92,7 @@ func NewIndex(nodes []*Node) *Index {
 		x.lane[position] = -1
 		if g := &nodes[n].GPUs[gpu]; g.Offered {
 			x.lane[position] = x.laneOf(g.Catalogue)
-			x.lanes[x.lane[position]].add(x.views[n].cut[gpu], position, len(x.at))
+			x.lanes[x.lane[position]].add(x.views[n].cut[gpu], x.views[n].idle, position, len(x.at))
 		}
 	}
 	return x
@@ -94,15 +117,17 @@ func (x *Index) Best(r *Request) (node int, plan Plan, ok bool) {
 		}
 		node = x.at[position]
 		a := Assigned{GPU: position - x.first[node], Choice: *c, cost: cost}
-		return node, Plan{Devices: []Assigned{a}, Score: x.views[node].score(r, 0, &a, Taken{})}, true
+		v := x.views[node]
+		return node, Plan{Devices: []Assigned{a}, Score: v.total(r, v.score(r, 0, &a, Taken{}))}, true
 	}
 	return x.look(r)
 }
 
 // cheapest is the instance that costs least for a request of one device, on the
-// first GPU where it does; nil if nothing fits.
+// first GPU where it does, of the node with the fewest idle GPUs; nil if nothing
+// fits.
 func (x *Index) cheapest(r *Request) (position int, c *geometry.Choice, cost int64) {
-	least := geometry.NoCost // with the band
+	least, fewest := geometry.NoCost, 0 // the first with the band
 	for i := range x.lanes {
 		l := &x.lanes[i]
 		on := r.on(l.catalogue)
@@ -110,9 +135,10 @@ func (x *Index) cheapest(r *Request) (position int, c *geometry.Choice, cost int
 		if here == geometry.NoCost || here+on.bands[0] > least {
 			continue
 		}
-		if first := l.in[s].first(); here+on.bands[0] < least || first < position {
+		idle, first := l.in[s].first()
+		if here+on.bands[0] < least || idle < fewest || idle == fewest && first < position {
 			position, c, cost = first, &on.tables[0].Choices(s)[0], here
-			least = here + on.bands[0]
+			least, fewest = here+on.bands[0], idle
 		}
 	}
 	return position, c, cost
@@ -177,34 +203,56 @@ func (x *Index) Occupied(node, gpu int) geometry.Occupancy { return x.views[node
 
 // set changes a GPU.
 func (x *Index) set(node, gpu int, o geometry.Occupancy) {
-	v, position := x.views[node], x.first[node]+gpu
-	before, after := v.cut[gpu], geometry.Closed
+	v := x.views[node]
+	before, idle := v.cut[gpu], v.idle
 	v.occupied[gpu] = o
-	if i := x.lane[position]; i >= 0 {
-		after = x.lanes[i].catalogue.State(o)
-		x.lanes[i].remove(before, position)
-		x.lanes[i].add(after, position, len(x.at))
+	v.idle = v.countIdle()
+	if x.lane[x.first[node]+gpu] >= 0 {
+		v.cut[gpu] = v.Node.GPUs[gpu].Catalogue.State(o)
 	}
-	v.cut[gpu] = after
+	for i := range v.cut {
+		switch {
+		case i == gpu:
+			x.move(node, i, before, idle)
+		case v.idle != idle:
+			x.move(node, i, v.cut[i], idle)
+		}
+	}
 	x.revision[node]++
 }
 
-// add puts a GPU among those of a state.
-func (l *lane) add(s geometry.State, position, size int) {
-	for len(l.in) <= int(s) {
-		l.in, l.slot = append(l.in, positions{}), append(l.slot, -1)
+// move sorts a GPU in anew that was in a state, on a node with so many idle ones.
+func (x *Index) move(node, gpu int, state geometry.State, idle int64) {
+	position, v := x.first[node]+gpu, x.views[node]
+	if i := x.lane[position]; i >= 0 {
+		x.lanes[i].remove(state, idle, position)
+		x.lanes[i].add(v.cut[gpu], v.idle, position, len(x.at))
 	}
-	if l.in[s].count == 0 {
+}
+
+// add puts a GPU among those of a state.
+func (l *lane) add(s geometry.State, idle int64, position, size int) {
+	for len(l.in) <= int(s) {
+		l.in, l.slot = append(l.in, gpus{}), append(l.slot, -1)
+	}
+	in := &l.in[s]
+	if in.count == 0 {
 		l.slot[s] = len(l.live)
 		l.live = append(l.live, s)
 		l.highest = max(l.highest, s)
 	}
-	l.in[s].add(position, size)
+	for len(in.by) <= int(idle) {
+		in.by = append(in.by, positions{})
+	}
+	in.count++
+	in.by[idle].add(position, size)
 }
 
 // remove takes a GPU out.
-func (l *lane) remove(s geometry.State, position int) {
-	if l.in[s].remove(position); l.in[s].count > 0 {
+func (l *lane) remove(s geometry.State, idle int64, position int) {
+	in := &l.in[s]
+	in.by[idle].remove(position)
+	if in.count--; in.count > 0 {
 		return
 	}
 	last := l.live[len(l.live)-1]
@@ -213,7 +261,7 @@ func (l *lane) remove(s geometry.State, position int) {
 }
 
 // cheapest is the state with GPUs where the table's device costs least; of equal
-// ones that with the first GPU.
+// ones that with the GPU to take first.
 func (l *lane) cheapest(t *geometry.Table) (best geometry.State, least int64) {
 	least = geometry.NoCost
 	states := l.live
@@ -232,7 +280,7 @@ func (l *lane) cheapest(t *geometry.Table) (best geometry.State, least int64) {
 		if int(s) >= len(l.in) || l.in[s].count == 0 {
 			continue
 		}
-		if cost < least || l.in[s].first() < l.in[best].first() {
+		if cost < least || l.in[s].before(&l.in[best]) {
 			best, least = s, cost
 		}
 	}

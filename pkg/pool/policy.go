@@ -64,7 +64,7 @@ func (v *View) score(r *Request, device int, a *Assigned, t Taken) int64 {
 	if !a.IsShare() {
 		return r.on(g.Catalogue).bands[device] + a.cost
 	}
-	score, left := int64(0), g.Shares.MemoryMiB-t.MemoryMiB-a.Share.MemoryMiB
+	score, left := int64(0), (g.Shares.MemoryMiB-t.MemoryMiB-a.Share.MemoryMiB)*geometry.ScoreStep
 	if r.MIG && r.Share {
 		score = modeWeight
 	}
@@ -103,17 +103,31 @@ func fillsHalf(w geometry.Want, m *geometry.Model, t *geometry.Table) bool {
 
 // total is the score of a plan from the sum of its devices' scores. With a policy
 // for nodes, what is left of the node comes after the bands and before all else.
+// Last comes how many GPUs of the node are idle.
 func (v *View) total(r *Request, sum int64) int64 {
 	if r.Policy.Node == geometry.ByScore {
-		return sum
+		return sum + v.idle
 	}
 	bands := (sum + modeWeight/2) / modeWeight * modeWeight
-	average := (sum - bands) / int64(len(r.Devices))
+	average := (sum - bands) / int64(len(r.Devices)) / geometry.ScoreStep * geometry.ScoreStep
 	left := v.left() * leftWeight
 	if r.Policy.Node == geometry.Spread {
 		left = -left
 	}
-	return bands + left + average
+	return bands + left + average + v.idle
+}
+
+// countIdle is how many GPUs of the node have nothing on them and could take
+// something. Of nodes where a pod costs the same, that with the fewest gets it, so
+// that others keep whole GPUs together for pods that want many of them.
+func (v *View) countIdle() (idle int64) {
+	for i := range v.Node.GPUs {
+		g := &v.Node.GPUs[i]
+		if (g.Offered || g.Shares != nil) && v.occupied[i].Mask == 0 && v.taken[i].Count == 0 {
+			idle++
+		}
+	}
+	return min(idle, geometry.ScoreStep-1)
 }
 
 // left is the part of the node's GPUs that is free, in 256ths.

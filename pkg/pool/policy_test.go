@@ -4,6 +4,7 @@
 package pool
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -74,18 +75,56 @@ func TestPolicyChoosesNodeAndGPU(t *testing.T) {
 		{"the emptiest node", Policy{geometry.Spread, geometry.Binpack}, 0, 0},
 		{"the emptiest node, there by score", Policy{Node: geometry.Spread}, 0, 0},
 		{"the fullest GPU of all", Policy{GPU: geometry.Binpack}, 2, 0},
-		{"the emptiest GPU of all, of the first node", Policy{GPU: geometry.Spread}, 0, 0},
+		{"the emptiest GPU of all, of the node with the fewest", Policy{GPU: geometry.Spread}, 2, 1},
 	} {
-		r := benchmarkRequest(geometry.Want{MemoryMiB: 4000, Oversize: true})
-		r.Policy = tc.policy
-		best, plan := -1, Plan{}
-		for i, v := range views {
-			if got, verdict := v.Fit(r); verdict == nil && (best < 0 || got.Score < plan.Score) {
-				best, plan = i, got
+		one := geometry.Want{MemoryMiB: 4000, Oversize: true}
+		for _, r := range []*Request{benchmarkRequest(one), benchmarkRequest(one, one)} {
+			if len(r.Devices) > 1 && tc.policy.Node == geometry.ByScore {
+				continue // on two GPUs
+			}
+			r.Policy = tc.policy
+			best, plan := bestView(views, r)
+			if best != tc.node || plan.Devices[0].GPU != tc.gpu {
+				t.Errorf("%s, %d devices: node %d, GPU %d; want %d, %d", tc.name, len(r.Devices), best, plan.Devices[0].GPU, tc.node, tc.gpu)
 			}
 		}
-		if best != tc.node || plan.Devices[0].GPU != tc.gpu {
-			t.Errorf("%s: node %d, GPU %d; want %d, %d", tc.name, best, plan.Devices[0].GPU, tc.node, tc.gpu)
+	}
+}
+
+// bestView is where a request goes, -1 for nowhere.
+func bestView(views []*View, r *Request) (best int, plan Plan) {
+	best = -1
+	for i, v := range views {
+		if got, verdict := v.Fit(r); verdict == nil && (best < 0 || got.Score < plan.Score) {
+			best, plan = i, got
+		}
+	}
+	return best, plan
+}
+
+// TestWholeGPUsAreKeptTogether: of nodes where a pod costs the same, that with the
+// fewest idle GPUs gets it.
+func TestWholeGPUsAreKeptTogether(t *testing.T) {
+	for _, board := range []string{"A100-40GB", "H100-80GB", "A30-24GB", "RTX-PRO-6000-96GB"} {
+		empty := benchmarkNode(t, board, 4)
+		m := empty.GPUs[0].Catalogue.Model()
+		full := m.Block(geometry.Occupancy{}, geometry.Placement{Size: m.MemorySlices()})
+		half := empty.nothing()
+		half.occupied[0], half.occupied[1] = full, full
+		// One idle GPU, a pod's, one with an instance of somebody else, one out of order.
+		odd := *empty
+		odd.GPUs = slices.Clone(empty.GPUs)
+		odd.GPUs[1].blocked = full
+		odd.GPUs[2].blocked = m.Block(geometry.Occupancy{}, geometry.Placement{Size: 1})
+		odd.GPUs[3].Offered = false
+		odd.divide()
+		views := []*View{newView(empty, empty.nothing()), newView(&odd, odd.blocked()), newView(empty, half)}
+
+		for devices, want := range []int{1, 2, 0, 0, -1} {
+			r := benchmarkRequest(slices.Repeat([]geometry.Want{{Full: true}}, devices+1)...)
+			if got, _ := bestView(views, r); got != want {
+				t.Errorf("%s: %s go to node %d, want %d", board, describeAll(r), got, want)
+			}
 		}
 	}
 }

@@ -25,6 +25,7 @@ type View struct {
 	occupied []geometry.Occupancy // by position in Node.GPUs
 	taken    []Taken              // likewise, by software shares
 	cut      []geometry.State     // likewise, both as a state for instances: see stateOf
+	idle     int64                // see countIdle
 
 	// replaced is set when the report is not of the Node object asked for.
 	replaced bool
@@ -238,6 +239,7 @@ func (v *View) hold(s state) {
 	for i := range v.cut {
 		v.cut[i] = v.Node.stateOf(i, &s)
 	}
+	v.idle = v.countIdle()
 }
 
 // stateOf is the state of a GPU for instances: Closed where it takes none.

@@ -86,7 +86,7 @@ func (f *Fleet) Why(pod *v1.Pod, barred Barred) (*Why, error) {
 	}
 	without := f.view(s, anybody, func(t *Tenant) bool { return t.UID == pod.UID })
 	with := f.view(s, anybody, nil)
-	total := w.addDevices(r, &a, without, with)
+	total := without.total(r, w.addDevices(r, &a, without, with))
 	f.others(w, pod, r, total, barred)
 	return w, nil
 }
@@ -239,7 +239,7 @@ func (v *View) placesFor(r *Request) []Other {
 	var out []Other
 	for i := range v.Node.GPUs {
 		if a, score, ok := v.bestOn(r, i); ok {
-			out = append(out, v.other(Plan{Devices: []Assigned{a}, Score: score}))
+			out = append(out, v.other(Plan{Devices: []Assigned{a}, Score: v.total(r, score)}))
 		}
 	}
 	return out
