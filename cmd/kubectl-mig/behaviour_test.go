@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
@@ -249,7 +250,7 @@ func TestArgumentsOfTheScheduler(t *testing.T) {
 	for _, tc := range []struct{ oversize, want, note string }{
 		{"Allow", "The end of", ""}, {"Never", "memory slices are free", ""},
 		{"Sometimes", "The end of", `are taken to be the defaults (oversize: Allow, strictMemory: false): DynamicMIGArgs: oversize is "Sometimes"`},
-		{"Allow, deviceConfig: /etc/device-config.yaml", "The end of", "argument deviceConfig is not looked at here"},
+		{"Allow, deviceConfig: /etc/device-config.yaml", "The end of", "no ConfigMap of deployment dynamig-system/dynamig-scheduler is mounted as /etc/device-config.yaml"},
 	} {
 		api, kubeconfig := serve(t, "full.yaml")
 		configured(t, api, "Allow", tc.oversize)
@@ -257,6 +258,50 @@ func TestArgumentsOfTheScheduler(t *testing.T) {
 		if got.code != exitWaiting || !strings.Contains(got.out, tc.want) || strings.Contains(got.out, "larger than asked for") == (tc.oversize == "Never") ||
 			!strings.Contains(got.err, tc.note) || tc.note == "" && got.err != "" {
 			t.Errorf("explain with oversize %s = %d, want %q and the note %q:\n%s%s", tc.oversize, got.code, tc.want, tc.note, got.err, got.out)
+		}
+	}
+}
+
+// TestRenamedResources: in a cluster whose device configuration renames resources,
+// everything is said of them under their names, and nothing else differs.
+func TestRenamedResources(t *testing.T) {
+	fixture, err := os.ReadFile("testdata/full.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rename := strings.NewReplacer("nvidia.com/gpumem", "example.com/mem", "nvidia.com/gpucores", "example.com/cores", "nvidia.com/gpu", "example.com/vgpu")
+	const section = "    config.yaml: |\n"
+	text := strings.Replace(rename.Replace(string(fixture)), section, `    device-config.yaml: |
+      nvidia:
+        resourceCountName: example.com/vgpu
+        resourceMemoryName: example.com/mem
+        resourceCoreName: example.com/cores
+`+section, 1)
+	text = strings.Replace(text, "args: {", "args: {deviceConfig: /etc/dynamig/device-config.yaml, ", 1)
+	_, before := serve(t, "full.yaml")
+	_, after := serveText(t, text)
+	manifest, err := os.ReadFile("testdata/deployment.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	renamed := filepath.Join(t.TempDir(), "deployment.yaml")
+	if err := os.WriteFile(renamed, []byte(rename.Replace(string(manifest))), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][2][]string{
+		{{"status"}}, {{"explain", "pod", "wants-10g"}}, {{"history"}}, {{"__complete", "explain", "pod", ""}},
+		{{"what-if", "-f", "testdata/deployment.yaml"}, {"what-if", "-f", renamed}},
+	} {
+		if args[1] == nil {
+			args[1] = args[0]
+		}
+		want := runOn(t, plainLook, append(args[0], "--kubeconfig="+before)...)
+		got := runOn(t, plainLook, append(args[1], "--kubeconfig="+after)...)
+		if want.out == "" || strings.Contains(want.err, "usage") {
+			t.Fatalf("%v: %s%s", args[0], want.out, want.err)
+		}
+		if diff := cmp.Diff(rename.Replace(want.out+want.err), got.out+got.err); diff != "" || got.code != want.code {
+			t.Errorf("%v: code %d and %d, output (-want +got):\n%s", args[0], want.code, got.code, diff)
 		}
 	}
 }

@@ -105,12 +105,12 @@ func explain(ctx context.Context, s *screen, a *access, o explainOptions) error 
 	case err != nil:
 		return err
 	}
-	if !pool.Wants(pod) {
-		return fmt.Errorf("pod %s/%s asks for no GPU; a container does with the limit %s: 1", namespace, o.pod, v1alpha1.ResourceGPU)
-	}
 	survey, err := a.survey(ctx, namespace)
 	if err != nil {
 		return err
+	}
+	if !survey.opts.Wants(pod) {
+		return fmt.Errorf("pod %s/%s asks for no GPU; a container does with the limit %s: 1", namespace, o.pod, survey.opts.Resources().Count)
 	}
 	st, err := survey.explain(pod)
 	if err != nil {

@@ -32,7 +32,7 @@ func (st *story) draw(s *screen, v *survey) []line {
 	}
 	if st.Advice != nil {
 		out = append(out, st.drawReasons(s)...)
-		out = append(out, st.drawHelp(s)...)
+		out = append(out, st.drawHelp(s, &v.opts)...)
 	}
 	out = append(out, line{}, text(bold, "Steps"))
 	out = append(out, drawSteps(s, st.Steps)...)
@@ -214,7 +214,7 @@ func (st *story) drawReasons(s *screen) []line {
 }
 
 // drawHelp says what would help.
-func (st *story) drawHelp(s *screen) []line {
+func (st *story) drawHelp(s *screen, opts *pool.Options) []line {
 	a := st.Advice
 	if a.Fits != nil {
 		return nil
@@ -225,7 +225,7 @@ func (st *story) drawHelp(s *screen) []line {
 		out = append(out, s.wrap("  • ", plain, "%s", describeEnding(a.End))...)
 	}
 	if a.Smaller > 0 {
-		out = append(out, s.wrap("  • ", plain, "Asking for less: with %s up to %d it would fit now.", v1alpha1.ResourceMemory, a.Smaller)...)
+		out = append(out, s.wrap("  • ", plain, "Asking for less: with %s up to %d it would fit now.", opts.Resources().Memory, opts.InUnits(a.Smaller))...)
 	}
 	if c := a.Templates; c != nil {
 		out = append(out, drawTemplate(s, c)...)

@@ -45,10 +45,15 @@ func serve(t *testing.T, fixture string, forbidden ...string) (api *fakeAPI, kub
 	if err != nil {
 		t.Fatal(err)
 	}
+	return serveText(t, string(text), forbidden...)
+}
+
+func serveText(t *testing.T, text string, forbidden ...string) (api *fakeAPI, kubeconfig string) {
+	t.Helper()
 	var list struct {
 		Items []map[string]any `json:"items"`
 	}
-	if err := yaml.Unmarshal(text, &list); err != nil {
+	if err := yaml.Unmarshal([]byte(text), &list); err != nil {
 		t.Fatal(err)
 	}
 	api = &fakeAPI{forbidden: forbidden}

@@ -13,7 +13,6 @@ import (
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 	"k8s.io/klog/v2"
 
-	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
@@ -43,13 +42,13 @@ func (s *survey) gate(pod *v1.Pod) pool.Barred {
 		if bad {
 			return fmt.Sprintf("has the taint %s, which the pod does not tolerate", taint.ToString())
 		}
-		return short(node, wants, used[name], more)
+		return short(node, s.opts.Resources().Count, wants, used[name], more)
 	}
 }
 
-// compared are the resources that count; request-only ones exist in pods
-// alone.
-var compared = []v1.ResourceName{v1alpha1.ResourceGPU, v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage, v1.ResourcePods}
+// compared are the resources that count beside the devices; request-only ones exist
+// in pods alone.
+var compared = []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage, v1.ResourcePods}
 
 // used adds up what pods other than this one have requested, by node.
 func (s *survey) used(but *v1.Pod) map[string]v1.ResourceList {
@@ -93,12 +92,12 @@ func requestsOf(pod *v1.Pod) v1.ResourceList {
 }
 
 // short says which resource a node lacks for one more of these pods.
-func short(node *v1.Node, wants, used v1.ResourceList, more int) string {
-	slots := node.Status.Allocatable[v1alpha1.ResourceGPU]
+func short(node *v1.Node, devices v1.ResourceName, wants, used v1.ResourceList, more int) string {
+	slots := node.Status.Allocatable[devices]
 	if slots.IsZero() {
-		return "offers no " + string(v1alpha1.ResourceGPU) + " to kubelet: its node agent is not running, or has nothing to offer"
+		return "offers no " + string(devices) + " to kubelet: its node agent is not running, or has nothing to offer"
 	}
-	for _, name := range compared {
+	for _, name := range append([]v1.ResourceName{devices}, compared...) {
 		want, asked := wants[name]
 		if name == v1.ResourcePods {
 			want, asked = *resource.NewQuantity(1, resource.DecimalSI), true

@@ -158,10 +158,14 @@ func (a *access) historyOfAll(ctx context.Context, s *screen, namespace string) 
 	if err != nil && !apierrors.IsForbidden(err) {
 		return nil, err
 	}
+	opts, _, wrong := a.options(ctx)
+	if wrong != nil {
+		return nil, wrong
+	}
 	ours := map[string]bool{}
 	if err == nil {
 		for i := range list.Items {
-			if p := &list.Items[i]; pool.Wants(p) {
+			if p := &list.Items[i]; opts.Wants(p) {
 				ours[object("Pod", p.Name)] = true
 				steps = append(steps, stepsOfPod(p)...)
 			}

@@ -127,7 +127,7 @@ func (v *survey) status(o statusOptions, selector labels.Selector) fleetStatus {
 		if o.node != "" && n.Name != o.node || !selector.Matches(v.labelsOf(n)) {
 			continue
 		}
-		picture := pool.Draw(n, v.podsOn(n.Name), &catalogues)
+		picture := v.opts.Draw(n, v.podsOn(n.Name), &catalogues)
 		all := len(picture.GPUs)
 		picture.GPUs = slices.DeleteFunc(picture.GPUs, func(g pool.GPUPicture) bool { return !o.shows(&g) })
 		if len(picture.GPUs) > 0 || all == 0 && o.model == "" && o.free == "" {
@@ -168,7 +168,7 @@ func (o *statusOptions) shows(g *pool.GPUPicture) bool {
 func (v *survey) waiting() []waitingPod {
 	var pods []*v1.Pod
 	for _, p := range v.pods {
-		if p.Spec.NodeName == "" && p.DeletionTimestamp == nil && pool.Wants(p) && !ended(p) {
+		if p.Spec.NodeName == "" && p.DeletionTimestamp == nil && v.opts.Wants(p) && !ended(p) {
 			pods = append(pods, p)
 		}
 	}

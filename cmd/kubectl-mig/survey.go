@@ -47,13 +47,13 @@ func (a *access) survey(ctx context.Context, namespace string) (*survey, error) 
 	for i := range list.Items {
 		s.gpuNodes = append(s.gpuNodes, &list.Items[i])
 	}
+	if err := s.readOptions(ctx, a); err != nil {
+		return nil, err
+	}
 	if err := s.readPods(ctx, a.kube, namespace); err != nil {
 		return nil, err
 	}
-	if err := s.readNodes(ctx, a.kube); err != nil {
-		return nil, err
-	}
-	return s, s.readOptions(ctx, a)
+	return s, s.readNodes(ctx, a.kube)
 }
 
 func (s *survey) note(format string, args ...any) {
@@ -79,20 +79,20 @@ func (s *survey) readPods(ctx context.Context, kube kubernetes.Interface, namesp
 		s.pods = append(s.pods, &list.Items[i])
 	}
 	if s.hidden {
-		s.pods = append(s.pods, strangers(s.gpuNodes, s.pods)...)
+		s.pods = append(s.pods, s.strangers()...)
 	}
 	return nil
 }
 
 // strangers are stand-ins for the pods that GPUNodes name and that are not among
 // those given: they hold the live instances that are theirs.
-func strangers(nodes []*v1alpha1.GPUNode, pods []*v1.Pod) []*v1.Pod {
+func (s *survey) strangers() []*v1.Pod {
 	known := map[types.UID]bool{}
-	for _, p := range pods {
+	for _, p := range s.pods {
 		known[p.UID] = true
 	}
 	var out []*v1.Pod
-	for _, n := range nodes {
+	for _, n := range s.gpuNodes {
 		held, order := map[types.UID][]v1alpha1.Device{}, []types.UID{}
 		for _, g := range n.Status.GPUs {
 			for _, inst := range g.Instances {
@@ -106,7 +106,7 @@ func strangers(nodes []*v1alpha1.GPUNode, pods []*v1.Pod) []*v1.Pod {
 			}
 		}
 		for _, uid := range order {
-			if p := stranger(n.Name, uid, held[uid]); p != nil {
+			if p := stranger(n.Name, uid, held[uid], s.opts.Resources().Count); p != nil {
 				out = append(out, p)
 			}
 		}
@@ -127,7 +127,7 @@ func deviceOf(n *v1alpha1.GPUNode, g *v1alpha1.GPU, inst v1alpha1.Instance) v1al
 }
 
 // stranger is a pod with these devices; nil where they make no allocation.
-func stranger(node string, uid types.UID, devices []v1alpha1.Device) *v1.Pod {
+func stranger(node string, uid types.UID, devices []v1alpha1.Device, count v1.ResourceName) *v1.Pod {
 	const container = "c"
 	a := v1alpha1.Allocation{
 		Version: v1alpha1.AllocationVersion, Node: node, PodUID: uid,
@@ -141,7 +141,7 @@ func stranger(node string, uid types.UID, devices []v1alpha1.Device) *v1.Pod {
 	p.Name, p.UID, p.Annotations = strangerName, uid, map[string]string{v1alpha1.AnnotationAllocation: value}
 	p.Spec.NodeName = node
 	p.Spec.Containers = []v1.Container{{Name: container, Resources: v1.ResourceRequirements{
-		Limits: v1.ResourceList{v1alpha1.ResourceGPU: *resource.NewQuantity(int64(len(devices)), resource.DecimalSI)},
+		Limits: v1.ResourceList{count: *resource.NewQuantity(int64(len(devices)), resource.DecimalSI)},
 	}}}
 	return p
 }
@@ -167,7 +167,7 @@ func (s *survey) readNodes(ctx context.Context, kube kubernetes.Interface) error
 func (s *survey) podsOn(node string) []*v1.Pod {
 	var out []*v1.Pod
 	for _, p := range s.pods {
-		if p.Spec.NodeName == node && pool.Wants(p) && !ended(p) {
+		if p.Spec.NodeName == node && s.opts.Wants(p) && !ended(p) {
 			out = append(out, p)
 		}
 	}

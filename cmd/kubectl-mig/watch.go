@@ -12,14 +12,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/dynamig/dynamig/pkg/generated/informers/externalversions"
-	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 // settle is how long changes are gathered before they are drawn.
@@ -73,7 +71,7 @@ func watchStatus(ctx context.Context, s *screen, a *access, namespace string, o 
 			return err
 		}
 		if now.hidden {
-			now.pods = append(now.pods, strangers(now.gpuNodes, now.pods)...)
+			now.pods = append(now.pods, now.strangers()...)
 		}
 		if err := s.redraw(func() error { return now.showStatus(s, o, selector) }); err != nil {
 			return err
@@ -141,14 +139,14 @@ func (a *access) podNames(cmd *cobra.Command) []string {
 	if err != nil {
 		return nil
 	}
-	return namesOfGPUPods(list.Items)
-}
-
-func namesOfGPUPods(pods []v1.Pod) []string {
+	opts, _, err := a.options(cmd.Context())
+	if err != nil {
+		return nil
+	}
 	var names []string
-	for i := range pods {
-		if pool.Wants(&pods[i]) {
-			names = append(names, pods[i].Name)
+	for i := range list.Items {
+		if opts.Wants(&list.Items[i]) {
+			names = append(names, list.Items[i].Name)
 		}
 	}
 	return names

@@ -106,7 +106,7 @@ func (v *survey) try(workloads []workload, replicas int) (out []outlook, after [
 			w.Replicas = replicas
 		}
 		l := outlook{workload: w}
-		if !pool.Wants(w.pod) {
+		if !v.opts.Wants(w.pod) {
 			l.Problem = "it asks for no GPU"
 			if len(workloads) > 1 {
 				continue // others of the file do

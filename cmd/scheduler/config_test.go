@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"net/http"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/events"
@@ -110,7 +112,7 @@ func build(t *testing.T) profile.Map {
 	recorders := profile.RecorderFactory(func(string) events.EventRecorderLogger { return events.NewFakeRecorder(100) })
 	s, err := scheduler.New(t.Context(), client, scheduler.NewInformerFactory(client, 0, nil), nil, recorders,
 		scheduler.WithKubeConfig(&rest.Config{Host: "http://api.invalid", Transport: unreachable{}}),
-		scheduler.WithProfiles(append(shipped(t).Profiles, stock(t))...),
+		scheduler.WithProfiles(append(withDeviceConfig(t, shipped(t).Profiles), stock(t))...),
 		scheduler.WithFrameworkOutOfTreeRegistry(registry))
 	if err != nil {
 		t.Fatal(err)
@@ -198,4 +200,20 @@ func contains(set config.PluginSet, name string) bool {
 		}
 	}
 	return false
+}
+
+// withDeviceConfig lets the profiles name the shipped device configuration where it
+// is in the repository.
+func withDeviceConfig(t *testing.T, profiles []config.KubeSchedulerProfile) []config.KubeSchedulerProfile {
+	t.Helper()
+	for _, c := range profiles[0].PluginConfig {
+		if args, ok := c.Args.(*runtime.Unknown); ok && c.Name == dynamicmig.Name {
+			mounted, here := []byte("/etc/dynamig/"), []byte("../../manifests/base/nodeagent/")
+			if !bytes.Contains(args.Raw, mounted) {
+				t.Errorf("the arguments of %s name no file in %s: %s", dynamicmig.Name, mounted, args.Raw)
+			}
+			args.Raw = bytes.ReplaceAll(args.Raw, mounted, here)
+		}
+	}
+	return profiles
 }

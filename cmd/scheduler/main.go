@@ -57,7 +57,7 @@ func plugins(watch *monitor.Config) []app.Option {
 	}
 	return []app.Option{
 		app.WithPlugin(dynamicmig.Name, factory.New),
-		app.WithPlugin(dynamicmig.FitName, dynamicmig.NewFit),
+		app.WithPlugin(dynamicmig.FitName, factory.NewFit),
 	}
 }
 
@@ -68,7 +68,8 @@ func startMonitor(ctx context.Context, cfg monitor.Config, journal *monitor.Jour
 	}
 	src := monitor.Sources{
 		Pool: shared.Pool, GPUNodes: shared.GPUNodes, Pods: shared.Pods, ByNode: dynamicmig.ByNode,
-		Nodes: shared.Handle.SharedInformerFactory().Core().V1().Nodes().Lister(),
+		Nodes:         shared.Handle.SharedInformerFactory().Core().V1().Nodes().Lister(),
+		ConfigTrouble: shared.ConfigTrouble,
 	}
 	if err := journal.Follow(src); err != nil {
 		return err

@@ -183,7 +183,7 @@ func New(settings Config) (*Agent, error) {
 		workers:    map[nvml.GPUID]*worker{},
 		retired:    map[nvml.GPUID]*worker{},
 	}
-	a.owners = newOwners(settings.Node, j, a.events, a.ownersChanged)
+	a.owners = newOwners(settings.Node, settings.Resource, j, a.events, a.ownersChanged)
 	return a, nil
 }
 

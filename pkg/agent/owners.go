@@ -22,10 +22,11 @@ import (
 // each owns. Safe for parallel use; no method waits for the disk, the API server
 // or a driver.
 type owners struct {
-	node    string
-	journal *journal
-	events  *events
-	changed func(urgent bool) // called after each change, without the lock
+	node     string
+	resource v1.ResourceName // that counts devices, for messages
+	journal  *journal
+	events   *events
+	changed  func(urgent bool) // called after each change, without the lock
 
 	mu       sync.Mutex // guards what follows
 	pods     map[types.UID]*owner
@@ -75,9 +76,9 @@ type made struct {
 
 // newOwners starts with the pods that the journal knows: until the API server has
 // answered they count as alive.
-func newOwners(node string, j *journal, e *events, changed func(urgent bool)) *owners {
+func newOwners(node string, resource v1.ResourceName, j *journal, e *events, changed func(urgent bool)) *owners {
 	s := &owners{
-		node: node, journal: j, events: e, changed: changed,
+		node: node, resource: resource, journal: j, events: e, changed: changed,
 		pods: map[types.UID]*owner{}, wake: make(chan struct{}),
 	}
 	j.read(func(c *content) {
@@ -241,7 +242,7 @@ func (s *owners) compare(o *owner, text string) {
 
 // leaveUnplaced notes, with one event, that a pod can never get a device.
 func (s *owners) leaveUnplaced(o *owner) {
-	o.unplaced = notPlaced(o.pod)
+	o.unplaced = notPlaced(o.pod, s.resource)
 	if o.Warned {
 		return
 	}
@@ -251,18 +252,18 @@ func (s *owners) leaveUnplaced(o *owner) {
 }
 
 // notPlaced says what to do with a pod that dynamig's scheduler has not placed.
-func notPlaced(pod *v1.Pod) string {
+func notPlaced(pod *v1.Pod, asked v1.ResourceName) string {
 	name := pod.Namespace + "/" + pod.Name
 	switch source := pod.Annotations[annotationConfigSource]; {
 	case source != "" && source != "api":
 		return fmt.Sprintf("pod %s asks for %s but is a static pod, which no scheduler places; use a Deployment or a DaemonSet instead",
-			name, v1alpha1.ResourceGPU)
+			name, asked)
 	case pod.Spec.SchedulerName == v1alpha1.SchedulerName:
 		return fmt.Sprintf("pod %s asks for %s but was bound without the annotation %s; do not set spec.nodeName and delete the pod",
-			name, v1alpha1.ResourceGPU, v1alpha1.AnnotationAllocation)
+			name, asked, v1alpha1.AnnotationAllocation)
 	default:
 		return fmt.Sprintf("pod %s asks for %s but was not placed by %s; set spec.schedulerName: %s",
-			name, v1alpha1.ResourceGPU, v1alpha1.SchedulerName, v1alpha1.SchedulerName)
+			name, asked, v1alpha1.SchedulerName, v1alpha1.SchedulerName)
 	}
 }
 

@@ -199,7 +199,7 @@ func TestNothingIsUndoneBeforeAllPodsHaveBeenSeen(t *testing.T) {
 }
 
 func TestPodThatIsNotAdmittedYetOwnsItsPlacements(t *testing.T) {
-	s := newOwners(nodeName, &journal{metrics: newMetrics(), content: newContent()}, newEvents(nodeName), func(bool) {})
+	s := newOwners(nodeName, v1alpha1.ResourceGPU, &journal{metrics: newMetrics(), content: newContent()}, newEvents(nodeName), func(bool) {})
 	allocation := `{"version":1,"node":"node1","podUID":"u","containers":{"main":[{"gpu":"g","mig":{"profileID":14,"profile":"2g.10gb","start":0,"size":2,"memoryMiB":1}}]}}`
 	s.sync([]*v1.Pod{{
 		ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "u", Annotations: map[string]string{v1alpha1.AnnotationAllocation: allocation}},

@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"math"
 
-	v1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -75,9 +74,9 @@ type DynamicMIG struct {
 	// AllocationWrite is Annotation when empty, which works in every profile.
 	AllocationWrite AllocationWrite `json:"allocationWrite,omitempty"`
 
-	// DeviceConfig is the file of HAMi's device configuration, of which the names of
-	// resources and the defaults of requests are read at the start. Empty means
-	// HAMi's own.
+	// DeviceConfig is the file of HAMi's device configuration, for the names of
+	// resources, which are read at the start, and the defaults of requests, which
+	// follow the file. Empty means HAMi's own.
 	DeviceConfig string `json:"deviceConfig,omitempty"`
 }
 
@@ -181,19 +180,23 @@ func (a DynamicMIG) Options(readFile func(name string) ([]byte, error)) (pool.Op
 	if a.DeviceConfig == "" {
 		return o, nil
 	}
-	text, err := readFile(a.DeviceConfig)
+	var err error
+	o.Names, o.Defaults, err = Requests(a.DeviceConfig, readFile)
 	if err != nil {
-		return o, fmt.Errorf("DynamicMIGArgs: deviceConfig: %w; mount the file there, or leave the field out", err)
+		return o, fmt.Errorf("DynamicMIGArgs: %w", err)
 	}
-	d, err := config.ParseDevice(a.DeviceConfig, text)
-	if err != nil {
-		return o, fmt.Errorf("DynamicMIGArgs: deviceConfig: %w", err)
-	}
-	o.Names = v1alpha1.Resources{
-		Count: v1.ResourceName(d.ResourceCountName), Memory: v1.ResourceName(d.ResourceMemoryName),
-		MemoryPercentage: v1.ResourceName(d.ResourceMemoryPercentageName), Cores: v1.ResourceName(d.ResourceCoreName),
-		Priority: v1.ResourceName(d.ResourcePriorityName),
-	}
-	o.Defaults = pool.Defaults{MemoryMiB: d.DefaultMemoryMiB, Cores: d.DefaultCores, MemoryFactor: d.MemoryFactor}
 	return o, nil
+}
+
+// Requests reads what a device configuration says of requests.
+func Requests(file string, readFile func(name string) ([]byte, error)) (names v1alpha1.Resources, defaults v1alpha1.RequestDefaults, err error) {
+	text, err := readFile(file)
+	if err != nil {
+		return names, defaults, fmt.Errorf("deviceConfig: %w; mount the file there, or leave the field out", err)
+	}
+	d, err := config.ParseDevice(file, text)
+	if err != nil {
+		return names, defaults, fmt.Errorf("deviceConfig: %w", err)
+	}
+	return d.Resources(), d.RequestDefaults(), nil
 }

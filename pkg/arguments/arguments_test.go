@@ -14,7 +14,6 @@ import (
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/geometry"
-	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 func TestArgsAreReadStrictly(t *testing.T) {
@@ -85,7 +84,7 @@ func TestDeviceConfigNamesResourcesAndDefaults(t *testing.T) {
 		if got := fmt.Sprint(err); tc.want != "" && !strings.Contains(got, tc.want) || tc.want == "" && err != nil {
 			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
 		}
-		if tc.want == "" && (o.Names.Count != "example.com/vgpu" || o.Names.Memory != v1alpha1.ResourceMemory || o.Defaults != pool.Defaults{Cores: 20, MemoryFactor: 1024}) {
+		if tc.want == "" && (o.Names.Count != "example.com/vgpu" || o.Names.Memory != v1alpha1.ResourceMemory || o.Defaults != v1alpha1.RequestDefaults{Cores: 20, MemoryFactor: 1024}) {
 			t.Errorf("options are %+v", o)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"regexp"
 
 	"go.yaml.in/yaml/v3"
+	v1 "k8s.io/api/core/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 )
@@ -134,6 +135,20 @@ func (d *Device) With(e NodeEntry) *Device {
 		out.EnableNUMATopology = *e.EnableNUMATopology
 	}
 	return &out
+}
+
+// Resources are the names of a request's resources.
+func (d *Device) Resources() v1alpha1.Resources {
+	return v1alpha1.Resources{
+		Count: v1.ResourceName(d.ResourceCountName), Memory: v1.ResourceName(d.ResourceMemoryName),
+		MemoryPercentage: v1.ResourceName(d.ResourceMemoryPercentageName), Cores: v1.ResourceName(d.ResourceCoreName),
+		Priority: v1.ResourceName(d.ResourcePriorityName),
+	}
+}
+
+// RequestDefaults are what a request means that leaves amounts open.
+func (d *Device) RequestDefaults() v1alpha1.RequestDefaults {
+	return v1alpha1.RequestDefaults{MemoryMiB: d.DefaultMemoryMiB, Cores: d.DefaultCores, MemoryFactor: d.MemoryFactor}
 }
 
 func override[T comparable](dst *T, value T) {

@@ -50,6 +50,8 @@ type scrape struct {
 	now   time.Time
 	nodes []nodeDevices
 	bound func(types.UID) (time.Time, bool)
+
+	configTrouble error // why the scheduler's newest device configuration is not in force
 }
 
 type nodeDevices struct {
@@ -183,6 +185,17 @@ var poolFamilies = []family{
 			for _, c := range Classes() {
 				emit(float64(counts[c]), c)
 			}
+		},
+	}, {
+		name: "dynamig_device_config_stale", unit: "0 or 1", group: GroupPool,
+		help:   "1 while the newest device configuration of this scheduler is not in force: it has a mistake, or renames resources, which takes a restart. The log and an event of the scheduler's pod say which.",
+		source: "the file that DynamicMIGArgs.deviceConfig names",
+		each: func(s *scrape, emit func(float64, ...string)) {
+			stale := 0.0
+			if s.configTrouble != nil {
+				stale = 1
+			}
+			emit(stale)
 		},
 	}, {
 		name: "dynamig_node_config_generation", unit: "configurations", group: GroupPool, labels: []string{"node"},

@@ -27,6 +27,8 @@ type Sources struct {
 	Pods     cache.SharedIndexInformer
 	ByNode   string                 // index of Pods by node name; waiting pods under the empty name
 	Nodes    corelisters.NodeLister // nil where nobody asks for allocatable devices
+
+	ConfigTrouble func() error // why the newest device configuration is not in force; may be nil
 }
 
 // View is the fleet at one moment. Immutable.

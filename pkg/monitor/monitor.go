@@ -144,6 +144,9 @@ func (m *Monitor) serveMetrics(w http.ResponseWriter, r *http.Request) {
 func (m *Monitor) WriteMetrics(out io.Writer) error {
 	view := m.fleet.View()
 	s := &scrape{view: view, now: m.journal.now(), nodes: m.fleet.devices(view), bound: m.journal.Bound}
+	if trouble := m.fleet.src.ConfigTrouble; trouble != nil {
+		s.configTrouble = trouble()
+	}
 	t := newText(out)
 	s.write(t, m.on)
 	if err := t.w.Flush(); err != nil {

@@ -54,7 +54,7 @@ func (c hamiConfig) options() Options {
 	rename(&names.Count, c.ResourceCountName)
 	rename(&names.Memory, c.ResourceMemoryName)
 	rename(&names.Cores, c.ResourceCoreName)
-	return Options{Names: names, Defaults: Defaults{MemoryMiB: c.DefaultMemory, Cores: c.DefaultCores, MemoryFactor: c.MemoryFactor}}
+	return Options{Names: names, Defaults: v1alpha1.RequestDefaults{MemoryMiB: c.DefaultMemory, Cores: c.DefaultCores, MemoryFactor: c.MemoryFactor}}
 }
 
 // TestRequestsAsHAMiDocumentsThem goes through every row of the table.

@@ -61,7 +61,7 @@ func (o Options) HolderOf(pod *v1.Pod) (h Holder, ok bool) {
 		return Holder{}, false
 	}
 	a, err := v1alpha1.DecodeAllocation(text)
-	if err != nil || a.OwnsCounted(pod, pod.Spec.NodeName, o.names().Count) != nil {
+	if err != nil || a.OwnsCounted(pod, pod.Spec.NodeName, o.Resources().Count) != nil {
 		return Holder{}, false
 	}
 	return Holder{
@@ -224,6 +224,15 @@ func (l *Ledger) put(h *Holder) {
 	s := l.make(h.Node)
 	s.holders[h.UID] = h
 	s.revision.Add(1)
+}
+
+// outdate makes every view of before older than the ledger.
+func (l *Ledger) outdate() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.nodes {
+		s.revision.Add(1)
+	}
 }
 
 func (l *Ledger) drop(uid types.UID) {

@@ -157,12 +157,14 @@ type PreparationPicture struct {
 
 // Draw is the picture of a node from its GPUNode and the GPU pods bound there,
 // without any scheduler: what kubectl mig has. The error is in Problem.
-func Draw(obj *v1alpha1.GPUNode, pods []*v1.Pod, catalogues *Catalogues) NodePicture {
+func (o Options) Draw(obj *v1alpha1.GPUNode, pods []*v1.Pod, catalogues *Catalogues) NodePicture {
 	node, err := NodeOf(obj, catalogues)
 	if err != nil {
 		return NodePicture{Name: obj.Name, Problem: err.Error(), Conditions: obj.Status.Conditions}
 	}
-	return draw(obj, node, NewLedger(), pods)
+	ledger := NewLedger()
+	ledger.opts = o
+	return draw(obj, node, ledger, pods)
 }
 
 // Draw is the picture of a node as this scheduler sees it: its ledger counts too,
@@ -170,7 +172,7 @@ func Draw(obj *v1alpha1.GPUNode, pods []*v1.Pod, catalogues *Catalogues) NodePic
 func (p *Pool) Draw(obj *v1alpha1.GPUNode, pods []*v1.Pod) NodePicture {
 	e := p.entries()[obj.Name]
 	if e == nil {
-		return Draw(obj, pods, &p.catalogues)
+		return p.opts.Draw(obj, pods, &p.catalogues)
 	}
 	return draw(obj, e.report.Load(), p.Ledger, pods)
 }

@@ -108,7 +108,7 @@ func TestPictureOfEveryState(t *testing.T) {
 	if got := told(p.Draw(node, plain(a, b)).GPUs[0])[6]; got != "1g.5gb#6@6 Published default/soon" {
 		t.Errorf("after Publish: %s", got)
 	}
-	if got := len(Draw(node, plain(a, b), &Catalogues{}).GPUs[0].Spans); got != 6 {
+	if got := len(Options{}.Draw(node, plain(a, b), &Catalogues{}).GPUs[0].Spans); got != 6 {
 		t.Errorf("without a ledger there are %d spans, want 6", got)
 	}
 }
@@ -116,7 +116,7 @@ func TestPictureOfEveryState(t *testing.T) {
 func TestPictureWithTemplates(t *testing.T) {
 	node := featureTemplates(t, gpuNode(t, "A100-40GB", 1))
 	a := pod("a").wants("c", "gpu=1 gpumem=8000").on(t, node, "2g.10gb@0")
-	g := Draw(node, plain(a), &Catalogues{}).GPUs[0]
+	g := Options{}.Draw(node, plain(a), &Catalogues{}).GPUs[0]
 	if g.Template == nil || *g.Template != 1 || g.Templates != 4 {
 		t.Errorf("template %v of %d, want 1 of 4", g.Template, g.Templates)
 	}
@@ -178,7 +178,7 @@ func TestPictureIsTheView(t *testing.T) {
 		for uid := range assumed {
 			p.Forget(uid)
 		}
-		if diff := cmp.Diff(Draw(node, pods, &Catalogues{}), p.Draw(node, pods)); diff != "" {
+		if diff := cmp.Diff(Options{}.Draw(node, pods, &Catalogues{}), p.Draw(node, pods)); diff != "" {
 			t.Fatalf("round %d: with and without ledger:\n%s", round, diff)
 		}
 	}

@@ -23,7 +23,8 @@ import (
 type Pool struct {
 	*Ledger
 
-	opts       Options
+	opts       Options // never changed; for Defaults see options
+	defaults   atomic.Pointer[v1alpha1.RequestDefaults]
 	catalogues Catalogues
 	prices     *pricing
 
@@ -64,7 +65,7 @@ type Key struct {
 func New(opts Options) *Pool {
 	ledger := NewLedger()
 	ledger.opts = opts
-	return &Pool{
+	p := &Pool{
 		Ledger:  ledger,
 		opts:    opts,
 		prices:  newPricing(opts),
@@ -75,6 +76,22 @@ func New(opts Options) *Pool {
 		shares:  map[v1alpha1.ShareCapacity]int{},
 		sizes:   map[int]int{},
 	}
+	p.defaults.Store(&opts.Defaults)
+	return p
+}
+
+// SetDefaults changes what requests mean that leave amounts open. What pods hold
+// stays. The views of nominated pods, which are requests, are built anew.
+func (p *Pool) SetDefaults(d v1alpha1.RequestDefaults) {
+	p.defaults.Store(&d)
+	p.outdate()
+}
+
+// options are those in force.
+func (p *Pool) options() Options {
+	o := p.opts
+	o.Defaults = *p.defaults.Load()
+	return o
 }
 
 // Wants reports whether a pod asks for any of our resources under the pool's
@@ -85,12 +102,12 @@ func (p *Pool) Wants(pod *v1.Pod) bool { return p.opts.Wants(pod) }
 func (p *Pool) HolderOf(pod *v1.Pod) (Holder, bool) { return p.opts.HolderOf(pod) }
 
 // Names are the resources that requests are made of under the pool's options.
-func (p *Pool) Names() v1alpha1.Resources { return p.opts.names() }
+func (p *Pool) Names() v1alpha1.Resources { return p.opts.Resources() }
 
 // Parse reads a pod's request under the pool's options. The prices of the moment
 // hold for it from then on.
 func (p *Pool) Parse(pod *v1.Pod) (*Request, error) {
-	r, err := Parse(pod, p.opts)
+	r, err := Parse(pod, p.options())
 	if r != nil {
 		r.prices = p.prices.now.Load()
 	}
@@ -249,7 +266,7 @@ func (p *Pool) CachedView(of *v1.Node, key Key, pods iter.Seq[*v1.Pod]) *View {
 	}
 	// A change of the ledger between reading the revision and building makes the
 	// view newer than its name: it is then built again for the newer one.
-	view := p.View(node, pods, Scope{}, p.opts)
+	view := p.View(node, pods, Scope{}, p.options())
 	view.replaced = !node.Describes(of)
 	view.key, view.revision = key, revision
 	e.views[e.next.Add(1)%2].Store(view)
@@ -270,7 +287,7 @@ func (p *Pool) entries() map[string]*entry {
 
 // FreshView builds a view that is not kept.
 func (p *Pool) FreshView(node *Node, pods iter.Seq[*v1.Pod], scope Scope) *View {
-	return p.View(node, pods, scope, p.opts)
+	return p.View(node, pods, scope, p.options())
 }
 
 // Possible reports whether the pool's hardware could ever hold r, and says what is
@@ -287,13 +304,13 @@ func (p *Pool) Possible(r *Request) error {
 		return nil // Fit says so for each node
 	}
 	if n, most := len(r.Devices), p.largest(); n > most {
-		return invalid("the pod asks for %d devices of %s; the largest node can hold %d", n, v1alpha1.ResourceGPU, most)
+		return invalid("the pod asks for %d devices of %s; the largest node can hold %d", n, p.Names().Count, most)
 	}
 	for i, w := range r.Devices {
 		if mig && p.cuttable(w) || share && p.shareable(r.Shares[i]) {
 			continue
 		}
-		return invalid("%s asks for %s; no GPU in the cluster can %s", field(w), Describe(w), p.limits(mig, share))
+		return invalid("%s asks for %s; no GPU in the cluster can %s", field(w, p.Names()), Describe(w), p.limits(mig, share))
 	}
 	return nil
 }
@@ -339,17 +356,17 @@ func (p *Pool) limits(mig, share bool) string {
 }
 
 // field names the part of the pod that a want came from.
-func field(w geometry.Want) string {
+func field(w geometry.Want, names v1alpha1.Resources) string {
 	switch {
 	case w.Profile != "":
 		return fmt.Sprintf("annotation %s", v1alpha1.AnnotationProfile)
 	case w.MemoryMiB > 0:
-		return fmt.Sprintf("limit %s", v1alpha1.ResourceMemory)
+		return fmt.Sprintf("limit %s", names.Memory)
 	case w.Percent > 0:
-		return fmt.Sprintf("limit %s", v1alpha1.ResourceMemoryPercentage)
+		return fmt.Sprintf("limit %s", names.MemoryPercentage)
 	case w.Cores > 0:
-		return fmt.Sprintf("limit %s", v1alpha1.ResourceCores)
+		return fmt.Sprintf("limit %s", names.Cores)
 	default:
-		return fmt.Sprintf("limit %s", v1alpha1.ResourceGPU)
+		return fmt.Sprintf("limit %s", names.Count)
 	}
 }

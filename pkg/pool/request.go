@@ -28,23 +28,22 @@ type Options struct {
 	Learn    bool
 
 	Names    v1alpha1.Resources // the zero value is HAMi's names
-	Defaults Defaults
+	Defaults v1alpha1.RequestDefaults
 }
 
-// Defaults are what the device configuration says of requests.
-type Defaults struct {
-	MemoryMiB    int32 // of a container that asks for GPUs only; 0 = whole GPUs
-	Cores        int32 // percent, of one that asks for memory without cores
-	MemoryFactor int32 // MiB that one unit of memory asked for is; 0 = 1
-}
-
-// names are the names in force.
-func (o *Options) names() v1alpha1.Resources {
+// Resources are the names in force.
+func (o Options) Resources() v1alpha1.Resources {
 	if o.Names == (v1alpha1.Resources{}) {
 		return v1alpha1.DefaultResources()
 	}
 	return o.Names
 }
+
+// memoryFactor is how many MiB one unit of memory asked for is.
+func (o *Options) memoryFactor() int { return max(int(o.Defaults.MemoryFactor), 1) }
+
+// InUnits is the largest amount of memory, as pods ask for it, within so many MiB.
+func (o *Options) InUnits(memoryMiB int) int { return memoryMiB / o.memoryFactor() }
 
 // Request is what a pod asks for. It is parsed once and never changed.
 type Request struct {
@@ -76,13 +75,10 @@ func invalid(format string, args ...any) error {
 	return &InvalidError{Problem: fmt.Sprintf(format, args...)}
 }
 
-// Wants reports whether a pod asks for any of our resources by HAMi's names.
-func Wants(pod *v1.Pod) bool { return Options{}.Wants(pod) }
-
 // Wants reports whether a pod asks for any of our resources. It is cheap: most
 // pods of a cluster do not.
 func (o Options) Wants(pod *v1.Pod) bool {
-	names := o.names()
+	names := o.Resources()
 	for _, list := range [][]v1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
 		for i := range list {
 			if asks(&list[i], &names) {
@@ -247,7 +243,7 @@ func larger(a, b geometry.Want) geometry.Want {
 // parse reads one container: what each of its devices must be, and how many.
 func (b *requestBuilder) parse(c *v1.Container) (geometry.Want, int, error) {
 	var none geometry.Want
-	n := b.opts.names()
+	n := b.opts.Resources()
 	if !asks(c, &n) {
 		return none, 0, nil
 	}
@@ -255,7 +251,7 @@ func (b *requestBuilder) parse(c *v1.Container) (geometry.Want, int, error) {
 	memory := quantity(c, n.Memory)
 	percent := quantity(c, n.MemoryPercentage)
 	cores := quantity(c, n.Cores)
-	factor := max(int64(b.opts.Defaults.MemoryFactor), 1)
+	factor := int64(b.opts.memoryFactor())
 	switch {
 	case count <= 0:
 		return none, 0, invalid("container %q asks for %s without %s; add the limit %s: 1",

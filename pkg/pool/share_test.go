@@ -58,7 +58,7 @@ func TestPictureOfShares(t *testing.T) {
 	node := sharing(gpuNode(t, "A100-40GB", 2), capacity, 0)
 	node.Status.Pods = []v1alpha1.PodPreparation{{UID: "uid-b", Phase: v1alpha1.PodPreparing}}
 	a, b := shared(t, "a", "GPU-0:8000:30"), shared(t, "b", "GPU-0:4000:0")
-	got := Draw(node, []*v1.Pod{b.Pod, a.Pod}, &Catalogues{})
+	got := Options{}.Draw(node, []*v1.Pod{b.Pod, a.Pod}, &Catalogues{})
 	want := &SharesPicture{
 		ShareCapacity: capacity, FreeCount: 8, FreeMemoryMiB: 28960, FreeCores: 70,
 		Held: []SharePicture{
@@ -72,7 +72,7 @@ func TestPictureOfShares(t *testing.T) {
 	if got.GPUs[1].Shares != nil {
 		t.Errorf("GPU 1 is in mode mig and has shares: %+v", got.GPUs[1].Shares)
 	}
-	alone := Draw(node, []*v1.Pod{shared(t, "whole", "GPU-0:40960:100").Pod}, &Catalogues{}).GPUs[0].Shares
+	alone := Options{}.Draw(node, []*v1.Pod{shared(t, "whole", "GPU-0:40960:100").Pod}, &Catalogues{}).GPUs[0].Shares
 	if alone.FreeCount != 0 || alone.FreeMemoryMiB != 0 || alone.FreeCores != 0 {
 		t.Errorf("beside a share with the whole GPU there is %+v", alone)
 	}

@@ -296,7 +296,7 @@ func (f *Fleet) request(pod *v1.Pod) (*Request, error) {
 	case err != nil:
 		return nil, err
 	case r == nil:
-		return nil, invalid("the pod asks for no GPU; add the limit %s: 1 to a container", v1alpha1.ResourceGPU)
+		return nil, invalid("the pod asks for no GPU; add the limit %s: 1 to a container", f.opts.Resources().Count)
 	}
 	if err := f.pool.Possible(r); err != nil {
 		return nil, err

@@ -73,7 +73,7 @@ func (f *Fleet) Why(pod *v1.Pod, barred Barred) (*Why, error) {
 	}
 	a, err := v1alpha1.DecodeAllocation(text)
 	if err == nil {
-		err = a.OwnsCounted(pod, pod.Spec.NodeName, f.opts.names().Count)
+		err = a.OwnsCounted(pod, pod.Spec.NodeName, f.opts.Resources().Count)
 	}
 	if err != nil {
 		return nil, err

@@ -52,7 +52,7 @@ func inForce(t *testing.T, gpu string, want int) {
 		for i := range list.Items {
 			pods[i] = &list.Items[i]
 		}
-		picture := pool.Draw(gpuNode(t, "node1"), pods, &pool.Catalogues{})
+		picture := pool.Options{}.Draw(gpuNode(t, "node1"), pods, &pool.Catalogues{})
 		for _, g := range picture.GPUs {
 			if g.UUID == gpu {
 				return g.Template != nil && *g.Template == want, nil

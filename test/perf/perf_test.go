@@ -4,6 +4,7 @@
 package perf
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -56,9 +57,14 @@ type rig struct {
 func (r *rig) registry() frameworkruntime.Registry {
 	return frameworkruntime.Registry{
 		dynamicmig.Name: func(ctx context.Context, args runtime.Object, handle fwk.Handle) (fwk.Plugin, error) {
+			if raw, ok := args.(*runtime.Unknown); ok { // the shipped one names the file in the container
+				raw.Raw = bytes.ReplaceAll(raw.Raw, []byte("/etc/dynamig/"), []byte("../../manifests/base/nodeagent/"))
+			}
 			return r.factory.New(ctx, args, handle)
 		},
-		dynamicmig.FitName: dynamicmig.NewFit,
+		dynamicmig.FitName: func(ctx context.Context, args runtime.Object, handle fwk.Handle) (fwk.Plugin, error) {
+			return r.factory.NewFit(ctx, args, handle)
+		},
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -133,7 +134,7 @@ func (s *Stack) StartScheduler(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := adapt(filepath.Join(p.dir, "config.yaml"), kubeconfig); err != nil {
+	if err := p.adapt(filepath.Join(p.dir, "config.yaml"), kubeconfig); err != nil {
 		return err
 	}
 	port := s.Cluster.Port(cluster.FreePort)
@@ -142,6 +143,12 @@ func (s *Stack) StartScheduler(ctx context.Context) error {
 		"--authentication-kubeconfig="+kubeconfig, "--authorization-kubeconfig="+kubeconfig)
 	_, err = s.Cluster.StartProcess("scheduler", argv, p.env)
 	return err
+}
+
+// SchedulerFile is the path of a file of the scheduler's configuration, which it
+// follows.
+func (s *Stack) SchedulerFile(name string) string {
+	return filepath.Join(s.Cluster.Dir(), "config", "scheduler", name)
 }
 
 // monitorOffset is from the scheduler's own port to its monitor's.
@@ -154,14 +161,15 @@ func (s *Stack) Monitor() string {
 
 // adapt fits the scheduler's configuration to the test cluster. It names a
 // kubeconfig, since a host process has no ServiceAccount mounted, and adds a stock
-// profile, since the cluster has no kube-scheduler of its own.
-func adapt(file, kubeconfig string) error {
+// profile, since the cluster has no kube-scheduler of its own. Files are where the
+// program's are.
+func (p *program) adapt(file, kubeconfig string) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
 	var config map[string]any
-	if err := yaml.Unmarshal(text, &config); err != nil {
+	if err := yaml.Unmarshal([]byte(strings.ReplaceAll(string(text), " "+p.mount+"/", " "+p.dir+"/")), &config); err != nil {
 		return fmt.Errorf("reading %s: %w", file, err)
 	}
 	connection, _ := config["clientConnection"].(map[string]any)
@@ -189,9 +197,10 @@ func (s *Stack) daemonSet(ctx context.Context) (*appsv1.DaemonSet, error) {
 
 // program is how to run a pod's only container as a host process.
 type program struct {
-	argv []string
-	env  []string
-	dir  string // the files of its ConfigMap
+	argv  []string
+	env   []string
+	mount string // where the pod has the files of its ConfigMaps
+	dir   string // where the program has them
 }
 
 // program translates a pod: the image becomes a file of Config.Programs, the
@@ -199,8 +208,8 @@ type program struct {
 func (s *Stack) program(ctx context.Context, name string, pod *v1.PodSpec, fields map[string]string) (program, error) {
 	c := pod.Containers[0]
 	p := program{argv: []string{filepath.Join(s.cfg.Programs, name)}, dir: filepath.Join(s.Cluster.Dir(), "config", name+fields["spec.nodeName"])}
-	mount, err := s.writeConfig(ctx, pod, p.dir)
-	if err != nil {
+	var err error
+	if p.mount, err = s.writeConfig(ctx, pod, p.dir); err != nil {
 		return program{}, err
 	}
 	values := map[string]string{}
@@ -216,28 +225,31 @@ func (s *Stack) program(ctx context.Context, name string, pod *v1.PodSpec, field
 		p.env = append(p.env, e.Name+"="+value)
 	}
 	for _, arg := range c.Args {
-		p.argv = append(p.argv, rebase(expand(arg, values), mount, p.dir))
+		p.argv = append(p.argv, rebase(expand(arg, values), p.mount, p.dir))
 	}
 	return p, nil
 }
 
-// writeConfig writes the pod's ConfigMap volume to dir and returns where the
-// container would have it mounted.
+// writeConfig writes the pod's volume of ConfigMaps to dir and returns where the
+// container would have it mounted. Of items, all keys keep their names.
 func (s *Stack) writeConfig(ctx context.Context, pod *v1.PodSpec, dir string) (mount string, err error) {
 	for _, v := range pod.Volumes {
-		if v.ConfigMap == nil {
+		names := configMapsOf(v)
+		if len(names) == 0 {
 			continue
-		}
-		m, err := s.Kube.CoreV1().ConfigMaps(Namespace).Get(ctx, v.ConfigMap.Name, metav1.GetOptions{})
-		if err != nil {
-			return "", fmt.Errorf("reading the program's ConfigMap: %w", err)
 		}
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return "", err
 		}
-		for key, text := range m.Data {
-			if err := os.WriteFile(filepath.Join(dir, key), []byte(text), 0o644); err != nil {
-				return "", err
+		for _, name := range names {
+			m, err := s.Kube.CoreV1().ConfigMaps(Namespace).Get(ctx, name, metav1.GetOptions{})
+			if err != nil {
+				return "", fmt.Errorf("reading the program's ConfigMap: %w", err)
+			}
+			for key, text := range m.Data {
+				if err := os.WriteFile(filepath.Join(dir, key), []byte(text), 0o644); err != nil {
+					return "", err
+				}
 			}
 		}
 		for _, at := range pod.Containers[0].VolumeMounts {
@@ -247,4 +259,19 @@ func (s *Stack) writeConfig(ctx context.Context, pod *v1.PodSpec, dir string) (m
 		}
 	}
 	return "", errors.New("reading the program's pod: it has no ConfigMap volume")
+}
+
+// configMapsOf lists the ConfigMaps that a volume is made of.
+func configMapsOf(v v1.Volume) (names []string) {
+	switch {
+	case v.ConfigMap != nil:
+		names = append(names, v.ConfigMap.Name)
+	case v.Projected != nil:
+		for _, source := range v.Projected.Sources {
+			if source.ConfigMap != nil {
+				names = append(names, source.ConfigMap.Name)
+			}
+		}
+	}
+	return names
 }

@@ -31,9 +31,12 @@ func (r Resources) RequestOnly() []v1.ResourceName {
 	return []v1.ResourceName{r.Memory, r.MemoryPercentage, r.Cores, r.Priority}
 }
 
-// RequestOnlyResources are the names that no node advertises.
-func RequestOnlyResources() []v1.ResourceName {
-	return []v1.ResourceName{ResourceMemory, ResourceMemoryPercentage, ResourceCores, ResourcePriority}
+// RequestDefaults are what the device configuration says of requests, beside the
+// names of their resources.
+type RequestDefaults struct {
+	MemoryMiB    int32 // of a container that asks for GPUs only; 0 = whole GPUs
+	Cores        int32 // percent, of one that asks for memory without cores
+	MemoryFactor int32 // MiB that one unit of memory asked for is; 0 = 1
 }
 
 // Annotations.

@@ -25,8 +25,9 @@ import (
 
 // Event reasons of the plugin.
 const (
-	reasonPlaced      = "GPUsPlaced"
-	reasonOverwritten = "AllocationOverwritten"
+	reasonConfigInvalid = "ConfigInvalid"
+	reasonPlaced        = "GPUsPlaced"
+	reasonOverwritten   = "AllocationOverwritten"
 )
 
 // PreBindPreFlight skips where PreBind has no work. The framework leaves out PreBind

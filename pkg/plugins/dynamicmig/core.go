@@ -31,6 +31,7 @@ type core struct {
 	pool     *pool.Pool
 	binding  *bindings
 	refusals *refusals
+	device   *deviceConfig // nil where the arguments name no file
 	logger   klog.Logger
 
 	activator fwk.Handle
@@ -70,6 +71,12 @@ func newCore(ctx context.Context, args arguments.DynamicMIG, client versioned.In
 		gpuNodes:  externalversions.NewSharedInformerFactory(client, 0).Dynamig().V1alpha1().GPUNodes().Informer(),
 	}
 	c.refusals = newRefusals(c)
+	if args.DeviceConfig != "" {
+		c.device = &deviceConfig{
+			file: args.DeviceConfig, names: opts.Names, defaults: opts.Defaults,
+			apply: c.onDefaults, tell: tellOf(handle), logger: c.logger,
+		}
+	}
 	if err := c.start(ctx); err != nil {
 		return nil, err
 	}
@@ -77,7 +84,17 @@ func newCore(ctx context.Context, args arguments.DynamicMIG, client versioned.In
 }
 
 func (c *core) shared(handle fwk.Handle) Shared {
-	return Shared{Handle: handle, Pool: c.pool, Pods: c.pods, GPUNodes: c.gpuNodes}
+	trouble := func() error { return nil }
+	if c.device != nil {
+		trouble = c.device.Trouble
+	}
+	return Shared{Handle: handle, Pool: c.pool, Pods: c.pods, GPUNodes: c.gpuNodes, ConfigTrouble: trouble}
+}
+
+// onDefaults takes new defaults of requests. A pod that waits may ask for less now.
+func (c *core) onDefaults(d v1alpha1.RequestDefaults) {
+	c.pool.SetDefaults(d)
+	c.wakeAll()
 }
 
 func (c *core) start(ctx context.Context) error {

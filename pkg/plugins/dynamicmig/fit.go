@@ -43,8 +43,9 @@ const FitName = "DynamicMIGFit"
 // each node (fit.go:766), which takes longer than all the rest of its Filter.
 type Fit struct {
 	*noderesources.Fit
-	resources sets.Set[string] // ignored, by name
-	groups    sets.Set[string] // ignored, by what stands before the slash
+	resources sets.Set[string]          // ignored, by name
+	groups    sets.Set[string]          // ignored, by what stands before the slash
+	names     func() v1alpha1.Resources // of requests: all but the count are ignored
 }
 
 var (
@@ -56,8 +57,10 @@ var (
 	_ fwk.SignPlugin        = &Fit{}
 )
 
-// NewFit is a framework PluginFactory. Its arguments are NodeResourcesFitArgs.
-func NewFit(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin, error) {
+// NewFit is a framework PluginFactory. Its arguments are NodeResourcesFitArgs. The
+// names of resources are those of the factory's DynamicMIG, whichever the framework
+// builds first.
+func (f *Factory) NewFit(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin, error) {
 	args, err := decodeFitArgs(obj)
 	if err != nil {
 		return nil, err
@@ -70,6 +73,7 @@ func NewFit(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plu
 		Fit:       inner.(*noderesources.Fit),
 		resources: sets.New(args.IgnoredResources...),
 		groups:    sets.New(args.IgnoredResourceGroups...),
+		names:     f.resources,
 	}, nil
 }
 
@@ -83,40 +87,50 @@ func decodeFitArgs(obj runtime.Object) (*config.NodeResourcesFitArgs, error) {
 	if err := scheme.Scheme.Convert(&external, &args, nil); err != nil {
 		return nil, fmt.Errorf("converting the arguments of %s: %w", FitName, err)
 	}
-	for _, name := range v1alpha1.RequestOnlyResources() {
-		args.IgnoredResources = append(args.IgnoredResources, string(name))
-	}
 	return &args, nil
+}
+
+// resources are the names in force, HAMi's where no profile has DynamicMIG.
+func (f *Factory) resources() v1alpha1.Resources {
+	if names := f.names.Load(); names != nil {
+		return *names
+	}
+	return v1alpha1.DefaultResources()
 }
 
 // Name returns FitName.
 func (f *Fit) Name() string { return FitName }
 
 // slots are the devices that a pod asks of kubelet, in the CycleState.
-type slots int64
+type slots struct {
+	of    v1.ResourceName
+	count int64
+}
 
 const slotsKey fwk.StateKey = FitName
 
 // Clone returns the slots: they never change.
 func (s slots) Clone() fwk.StateData { return s }
 
-// PreFilter is upstream's for the pod without ignored resources and slots.
+// PreFilter is upstream's for the pod without ignored resources and slots. What
+// upstream's Filter compares it leaves behind here.
 func (f *Fit) PreFilter(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
-	if !pool.Wants(pod) {
-		return f.Fit.PreFilter(ctx, cs, pod, nodes)
+	names := f.names()
+	if !(pool.Options{Names: names}).Wants(pod) {
+		return f.Fit.PreFilter(ctx, cs, f.without(pod), nodes)
 	}
 	requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
-	asked := requests[v1alpha1.ResourceGPU]
-	cs.Write(slotsKey, slots(asked.Value()))
+	asked := requests[names.Count]
+	cs.Write(slotsKey, slots{names.Count, asked.Value()})
 	return f.Fit.PreFilter(ctx, cs, f.stripped(pod, func(name v1.ResourceName) bool {
-		return name == v1alpha1.ResourceGPU || f.ignores(name)
+		return name == names.Count || f.ignores(name)
 	}), nodes)
 }
 
 // Filter is upstream's, and compares the slots.
 func (f *Fit) Filter(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, ni fwk.NodeInfo) *fwk.Status {
 	if data, err := cs.Read(slotsKey); err == nil {
-		if status := enough(int64(data.(slots)), ni); status != nil {
+		if status := data.(slots).enough(ni); status != nil {
 			return status
 		}
 	}
@@ -124,19 +138,20 @@ func (f *Fit) Filter(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, ni fwk
 }
 
 // enough compares slots as upstream compares resources.
-func enough(asked int64, ni fwk.NodeInfo) *fwk.Status {
-	offered := ni.GetAllocatable().GetScalarResources()[v1alpha1.ResourceGPU]
-	switch taken := ni.GetRequested().GetScalarResources()[v1alpha1.ResourceGPU]; {
-	case asked > offered:
-		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, insufficientSlots)
-	case asked > offered-taken:
-		return fwk.NewStatus(fwk.Unschedulable, insufficientSlots)
+func (s slots) enough(ni fwk.NodeInfo) *fwk.Status {
+	offered := ni.GetAllocatable().GetScalarResources()[s.of]
+	switch taken := ni.GetRequested().GetScalarResources()[s.of]; {
+	case s.count > offered:
+		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, insufficient+string(s.of))
+	case s.count > offered-taken:
+		return fwk.NewStatus(fwk.Unschedulable, insufficient+string(s.of))
 	default:
 		return nil
 	}
 }
 
-const insufficientSlots = "Insufficient " + string(v1alpha1.ResourceGPU)
+// insufficient is how upstream begins what the monitor reads.
+const insufficient = "Insufficient "
 
 // EventsToRegister is upstream's with each hint wrapped.
 func (f *Fit) EventsToRegister(ctx context.Context) ([]fwk.ClusterEventWithHint, error) {
@@ -192,5 +207,7 @@ func (f *Fit) asksIgnored(c v1.Container) bool {
 // ignores is upstream's rule for extended resources.
 func (f *Fit) ignores(name v1.ResourceName) bool {
 	group, _, _ := strings.Cut(string(name), "/")
-	return v1helper.IsExtendedResourceName(name) && (f.resources.Has(string(name)) || f.groups.Has(group))
+	names := f.names()
+	return v1helper.IsExtendedResourceName(name) &&
+		(f.resources.Has(string(name)) || f.groups.Has(group) || slices.Contains(names.RequestOnly(), name))
 }

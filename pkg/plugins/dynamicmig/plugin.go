@@ -10,6 +10,7 @@ import (
 	"iter"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -19,7 +20,9 @@ import (
 	"k8s.io/client-go/tools/cache"
 	fwk "k8s.io/kube-scheduler/framework"
 
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/arguments"
+	"github.com/dynamig/dynamig/pkg/config"
 	"github.com/dynamig/dynamig/pkg/generated/clientset/versioned"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
@@ -62,6 +65,10 @@ type Shared struct {
 	Pool     *pool.Pool
 	Pods     cache.SharedIndexInformer // has index ByNode
 	GPUNodes cache.SharedIndexInformer
+
+	// ConfigTrouble is why the newest device configuration is not in force; nil where
+	// it is.
+	ConfigTrouble func() error
 }
 
 // ByNode is the index of Shared.Pods by spec.nodeName; pods that wait are under
@@ -79,9 +86,14 @@ type Factory struct {
 	// simulations, and of the time since the pod's PreFilter. It must return at once.
 	Decided func(pod types.UID, took time.Duration)
 
-	// connect makes the client of GPUNodes from the scheduler's configuration; the
-	// package's own where nil.
+	// connect makes the client of GPUNodes from the scheduler's configuration, and
+	// follow calls changed whenever files change; the package's own where nil.
 	connect func(*rest.Config) (versioned.Interface, error)
+	follow  func(ctx context.Context, files []string, changed func()) error
+
+	// names are the resources in force, for NewFit; nil before the first profile with
+	// the plugin is built.
+	names atomic.Pointer[v1alpha1.Resources]
 
 	mu   sync.Mutex // guards what follows
 	args arguments.DynamicMIG
@@ -133,6 +145,15 @@ func (f *Factory) start(ctx context.Context, args arguments.DynamicMIG, handle f
 	c, err := newCore(ctx, args, client, handle)
 	if err != nil {
 		return err
+	}
+	names := c.pool.Names()
+	f.names.Store(&names)
+	if c.device != nil {
+		follow := config.Watch
+		if f.follow != nil {
+			follow = f.follow
+		}
+		go c.device.run(ctx, follow)
 	}
 	if f.Companion != nil {
 		if err := f.Companion(ctx, c.shared(handle)); err != nil {

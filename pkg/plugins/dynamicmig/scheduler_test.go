@@ -4,6 +4,8 @@
 package dynamicmig
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"testing"
@@ -32,14 +34,15 @@ import (
 	gpufake "github.com/dynamig/dynamig/pkg/generated/clientset/versioned/fake"
 )
 
-// profiles are the one that users get, read as kube-scheduler reads it, and a stock
-// one.
-func profiles(t testing.TB) []config.KubeSchedulerProfile {
+// profiles are the one that users get, read as kube-scheduler reads it, with a device
+// configuration, and a stock one.
+func profiles(t testing.TB, deviceConfig string) []config.KubeSchedulerProfile {
 	t.Helper()
 	text, err := os.ReadFile("../../../manifests/base/scheduler/config.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
+	text = bytes.ReplaceAll(text, []byte("/etc/dynamig/device-config.yaml"), []byte(deviceConfig))
 	obj, _, err := scheme.Codecs.UniversalDecoder().Decode(text, nil, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -61,22 +64,37 @@ type whole struct {
 	snapshot  *internalcache.Snapshot
 	events    *events.FakeRecorder
 	scheduler *scheduler.Scheduler
+	factory   *Factory
+	names     v1alpha1.Resources // that placed reads pods by
+	changed   func()             // says that the device configuration has
 }
 
 func newWhole(t *testing.T) *whole {
 	t.Helper()
+	return newWholeWith(t, "../../../manifests/base/nodeagent/device-config.yaml")
+}
+
+func newWholeWith(t *testing.T, deviceConfig string) *whole {
+	t.Helper()
 	w := &whole{
 		T: t, client: fake.NewClientset(), gpus: gpufake.NewSimpleClientset(),
 		snapshot: internalcache.NewEmptySnapshot(), events: events.NewFakeRecorder(1000),
+		names: v1alpha1.DefaultResources(),
 	}
 	w.client.PrependReactor("create", "pods", bindPods(w.client))
 	w.informers = scheduler.NewInformerFactory(w.client, 0, nil)
-	factory := &Factory{connect: func(*rest.Config) (versioned.Interface, error) { return w.gpus, nil }}
+	w.factory = &Factory{
+		connect: func(*rest.Config) (versioned.Interface, error) { return w.gpus, nil },
+		follow: func(_ context.Context, _ []string, changed func()) error { // the kernel's events are no part of a bubble
+			w.changed = changed
+			return nil
+		},
+	}
 	recorders := profile.RecorderFactory(func(string) events.EventRecorderLogger { return w.events })
 	var err error
 	w.scheduler, err = scheduler.New(t.Context(), w.client, w.informers, nil, recorders,
-		scheduler.WithProfiles(profiles(t)...),
-		scheduler.WithFrameworkOutOfTreeRegistry(frameworkruntime.Registry{Name: factory.New, FitName: NewFit}),
+		scheduler.WithProfiles(profiles(t, deviceConfig)...),
+		scheduler.WithFrameworkOutOfTreeRegistry(frameworkruntime.Registry{Name: w.factory.New, FitName: w.factory.NewFit}),
 		scheduler.WithNodeInfoSnapshot(w.snapshot))
 	if err != nil {
 		t.Fatal(err)
@@ -164,7 +182,7 @@ func (w *whole) placed(name string) string {
 	}
 	a, err := v1alpha1.DecodeAllocation(pod.Annotations[v1alpha1.AnnotationAllocation])
 	if err == nil {
-		err = a.Owns(pod, pod.Spec.NodeName)
+		err = a.OwnsCounted(pod, pod.Spec.NodeName, w.names.Count)
 	}
 	if err != nil {
 		return pod.Spec.NodeName + ": " + err.Error()
