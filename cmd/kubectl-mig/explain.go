@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 	v1 "k8s.io/api/core/v1"
@@ -73,10 +74,12 @@ type story struct {
 	Name      string       `json:"name"`
 	State     podState     `json:"state"`
 	Sentence  string       `json:"sentence"`            // the answer in short
+	Outage    string       `json:"outage,omitempty"`    // of the scheduler, or of the pod's node
 	Problem   string       `json:"problem,omitempty"`   // what is wrong with the request
 	Scheduler string       `json:"scheduler,omitempty"` // its word on a pod that waits
 	Why       *pool.Why    `json:"why,omitempty"`
 	Advice    *pool.Advice `json:"advice,omitempty"`
+	Start     *pool.Trial  `json:"startAgent,omitempty"` // where it would fit, if only the node's agent ran
 	Agent     *agentWord   `json:"agent,omitempty"`
 	Steps     []step       `json:"steps,omitempty"`
 	pod       *v1.Pod
@@ -112,18 +115,17 @@ func explain(ctx context.Context, s *screen, a *access, o explainOptions) error 
 	if !survey.opts.Wants(pod) {
 		return fmt.Errorf("pod %s/%s asks for no GPU; a container does with the limit %s: 1", namespace, o.pod, survey.opts.Resources().Count)
 	}
-	st, err := survey.explain(pod)
-	if err != nil {
-		return err
-	}
-	events, note, err := eventsOf(ctx, a.kube, namespace, "Pod", pod.Name)
+	events, note, err := eventsOf(ctx, a.kube, namespace, v1.ObjectReference{Kind: "Pod", Name: pod.Name, UID: pod.UID})
 	if err != nil {
 		return err
 	}
 	if note != "" {
 		survey.note("%s", note)
 	}
-	st.Steps = ordered(stepsTold(append(stepsOfPod(pod), events...)))
+	st, err := survey.explain(pod, ordered(stepsTold(append(stepsOfPod(pod), events...))))
+	if err != nil {
+		return err
+	}
 	survey.warn(s)
 	if o.output != "" {
 		err = s.encode(o.output, st)
@@ -137,11 +139,11 @@ func explain(ctx context.Context, s *screen, a *access, o explainOptions) error 
 }
 
 // explain finds the answer.
-func (v *survey) explain(pod *v1.Pod) (*story, error) {
-	st := &story{Namespace: pod.Namespace, Name: pod.Name, Scheduler: waitsFor(pod), pod: pod}
+func (v *survey) explain(pod *v1.Pod, steps []step) (*story, error) {
+	st := &story{Namespace: pod.Namespace, Name: pod.Name, Scheduler: waitsFor(pod), Steps: steps, pod: pod}
 	fleet := v.fleet()
 	if pod.Spec.NodeName == "" {
-		return st, st.explainWaiting(fleet, v.gate)
+		return st, st.explainWaiting(fleet, v)
 	}
 	st.State = statePreparing
 	switch {
@@ -156,11 +158,12 @@ func (v *survey) explain(pod *v1.Pod) (*story, error) {
 	why, err := fleet.Why(pod, v.gate(pod))
 	if err != nil {
 		st.Problem = err.Error()
-		if _, placed := pod.Annotations[v1alpha1.AnnotationAllocation]; !placed {
-			st.State = stateRefused
-			st.Problem = fmt.Sprintf("it was bound to %s without an allocation: not by %s. It can never start; delete it and create it with spec.schedulerName: %s, without spec.nodeName",
-				pod.Spec.NodeName, v1alpha1.SchedulerName, v1alpha1.SchedulerName)
+		if placedByOthers(pod) {
+			st.State, st.Problem = stateRefused, remedy(pod)
 		}
+	}
+	if st.State != stateRunning && st.State != stateEnded {
+		st.Outage = v.outageAt(pod.Spec.NodeName)
 	}
 	st.Why = why
 	st.Sentence = st.sentence()
@@ -192,9 +195,9 @@ func (v *survey) agentOn(pod *v1.Pod) *agentWord {
 }
 
 // explainWaiting says why a pod without a node waits.
-func (st *story) explainWaiting(fleet *pool.Fleet, gate pool.Gate) error {
+func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 	st.State = stateWaiting
-	advice, err := fleet.Advise(st.pod, gate)
+	advice, err := fleet.Advise(st.pod, v.gate)
 	var wrong *pool.InvalidError
 	switch {
 	case errors.As(err, &wrong):
@@ -202,9 +205,26 @@ func (st *story) explainWaiting(fleet *pool.Fleet, gate pool.Gate) error {
 	case err != nil:
 		return err
 	}
+	if st.Problem == "" {
+		st.Problem = remedy(st.pod)
+	}
+	if st.Outage = v.silence; st.Outage == "" && st.unseen() {
+		st.Outage = fmt.Sprintf("No scheduler has looked at this pod yet, and dynamig-scheduler is running, so that takes seconds at most. Else its log says why: kubectl -n %s logs deployment/%s.", v.home, schedulerDeployment)
+	}
 	st.Advice = advice
+	if advice != nil && advice.Fits == nil {
+		st.Start = v.startAgent(fleet, st.pod)
+	}
 	st.Sentence = st.sentence()
 	return nil
+}
+
+// unseen reports whether no scheduler has said anything about a pod that ours should
+// place.
+func (st *story) unseen() bool {
+	return st.Scheduler == "" && st.pod.DeletionTimestamp == nil && len(st.pod.Spec.SchedulingGates) == 0 &&
+		st.pod.Spec.SchedulerName == v1alpha1.SchedulerName &&
+		!slices.ContainsFunc(st.Steps, func(s step) bool { return s.Reason == "FailedScheduling" })
 }
 
 // sentence is the answer in short.

@@ -23,6 +23,9 @@ func (st *story) draw(s *screen, v *survey) []line {
 	if st.Problem != "" {
 		out = append(out, s.wrap("  ! ", red, "%s", st.Problem)...)
 	}
+	if st.Outage != "" {
+		out = append(out, s.wrap("  ! ", amber, "%s", st.Outage)...)
+	}
 	if st.Agent != nil {
 		out = append(out, s.wrap("  ! ", amber, "The node's agent says: %s: %s", st.Agent.Phase, st.Agent.Reason)...)
 	}
@@ -195,7 +198,7 @@ func (st *story) drawReasons(s *screen) []line {
 	if a.Fits != nil {
 		out = append(out, line{}, text(bold, "Where it would fit"))
 		out = append(out, s.wrap("  • ", plain, "%s: %s", a.Fits.Node, describeSpots(a.Fits.Spots))...)
-		if st.pod.Spec.SchedulerName == v1alpha1.SchedulerName && len(st.pod.Spec.SchedulingGates) == 0 {
+		if st.Outage == "" && st.pod.Spec.SchedulerName == v1alpha1.SchedulerName && len(st.pod.Spec.SchedulingGates) == 0 {
 			out = append(out, s.wrap("    ", dim, "The scheduler tries again when something changes, and waits longer after each failure. What is not looked at here may hold it back: affinity between pods, volumes, topology spread, quotas.")...)
 		}
 	} else {
@@ -221,6 +224,9 @@ func (st *story) drawHelp(s *screen, opts *pool.Options) []line {
 	}
 	out := []line{{}, text(bold, "What would help")}
 	nothing := len(out)
+	if st.Start != nil {
+		out = append(out, s.wrap("  • ", plain, "Starting the agent, dynamig-nodeagent, on %s: then %s there.", st.Start.Node, describeSpots(st.Start.Spots))...)
+	}
 	if a.End != nil {
 		out = append(out, s.wrap("  • ", plain, "%s", describeEnding(a.End))...)
 	}

@@ -58,7 +58,11 @@ func serveText(t *testing.T, text string, forbidden ...string) (api *fakeAPI, ku
 	}
 	api = &fakeAPI{forbidden: forbidden}
 	for _, item := range list.Items {
-		api.objects = append(api.objects, &unstructured.Unstructured{Object: item})
+		o := &unstructured.Unstructured{Object: item}
+		if o.GetKind() == "Lease" {
+			item["spec"].(map[string]any)["renewTime"] = metav1.NowMicro().Format(metav1.RFC3339Micro)
+		}
+		api.objects = append(api.objects, o)
 	}
 	api.Server = httptest.NewServer(http.HandlerFunc(api.handle))
 	t.Cleanup(api.Close)
@@ -145,7 +149,7 @@ func (r request) matches(o *unstructured.Unstructured) bool {
 
 func fieldsOf(o *unstructured.Unstructured) fields.Set {
 	set := fields.Set{"metadata.name": o.GetName()}
-	for _, key := range []string{"kind", "name"} {
+	for _, key := range []string{"kind", "name", "uid"} {
 		if v, ok, _ := unstructured.NestedString(o.Object, "involvedObject", key); ok {
 			set["involvedObject."+key] = v
 		}

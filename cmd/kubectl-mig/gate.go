@@ -42,7 +42,7 @@ func (s *survey) gate(pod *v1.Pod) pool.Barred {
 		if bad {
 			return fmt.Sprintf("has the taint %s, which the pod does not tolerate", taint.ToString())
 		}
-		return short(node, s.opts.Resources().Count, wants, used[name], more)
+		return s.short(node, wants, used[name], more)
 	}
 }
 
@@ -92,9 +92,9 @@ func requestsOf(pod *v1.Pod) v1.ResourceList {
 }
 
 // short says which resource a node lacks for one more of these pods.
-func short(node *v1.Node, devices v1.ResourceName, wants, used v1.ResourceList, more int) string {
-	slots := node.Status.Allocatable[devices]
-	if slots.IsZero() {
+func (s *survey) short(node *v1.Node, wants, used v1.ResourceList, more int) string {
+	devices := s.opts.Resources().Count
+	if s.agentless(node) {
 		return "offers no " + string(devices) + " to kubelet: its node agent is not running, or has nothing to offer"
 	}
 	for _, name := range append([]v1.ResourceName{devices}, compared...) {

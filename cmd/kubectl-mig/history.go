@@ -97,7 +97,7 @@ func history(ctx context.Context, s *screen, a *access, o historyOptions) error 
 
 // historyOfPod is what is known of one pod; of one that is gone its events are.
 func (a *access) historyOfPod(ctx context.Context, s *screen, namespace, name string) ([]step, error) {
-	steps, note, err := eventsOf(ctx, a.kube, namespace, "Pod", name)
+	steps, note, err := eventsOf(ctx, a.kube, namespace, v1.ObjectReference{Kind: "Pod", Name: name})
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +117,7 @@ func (a *access) historyOfPod(ctx context.Context, s *screen, namespace, name st
 
 // historyOfNode is what is known of a node and its GPUNode.
 func (a *access) historyOfNode(ctx context.Context, s *screen, name string) ([]step, error) {
-	steps, note, err := eventsOf(ctx, a.kube, metav1.NamespaceAll, "Node", name)
+	steps, note, err := eventsOf(ctx, a.kube, metav1.NamespaceAll, v1.ObjectReference{Kind: "Node", Name: name})
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +149,7 @@ func (a *access) historyOfNode(ctx context.Context, s *screen, name string) ([]s
 // historyOfAll is what events tell of pods that ask for GPUs, and of pods that are
 // gone and had some.
 func (a *access) historyOfAll(ctx context.Context, s *screen, namespace string) ([]step, error) {
-	steps, note, err := eventsOf(ctx, a.kube, namespace, "Pod", "")
+	steps, note, err := eventsOf(ctx, a.kube, namespace, v1.ObjectReference{Kind: "Pod"})
 	if err != nil {
 		return nil, err
 	}

@@ -68,16 +68,27 @@ the largest profile that still fits.`,
 
 // fleetStatus is what status shows, and its JSON form.
 type fleetStatus struct {
-	Nodes   []pool.NodePicture `json:"nodes"`
-	Waiting []waitingPod       `json:"waiting"`
+	Nodes   []nodeStatus `json:"nodes"`
+	Silence string       `json:"silence,omitempty"` // why nothing is scheduling
+	Waiting []waitingPod `json:"waiting"`
 }
 
-// waitingPod is a pod that asks for GPUs and has no node.
+// nodeStatus is a node's picture, and what it cannot show. During an outage its GPUs
+// have nothing free.
+type nodeStatus struct {
+	pool.NodePicture
+	Outage string `json:"outage,omitempty"`
+	word   string // for Outage
+}
+
+// waitingPod is a pod that asks for GPUs and cannot start yet: it has no node, or was
+// placed by somebody else.
 type waitingPod struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	Request   string `json:"request"` // in words, or what is wrong with it
 	Reason    string `json:"reason,omitempty"`
+	Remedy    string `json:"remedy,omitempty"` // where room is not what it waits for
 }
 
 func status(ctx context.Context, s *screen, a *access, o statusOptions) error {
@@ -121,20 +132,24 @@ func (v *survey) showStatus(s *screen, o statusOptions, selector labels.Selector
 
 // status draws the nodes that are asked for.
 func (v *survey) status(o statusOptions, selector labels.Selector) fleetStatus {
-	st := fleetStatus{Nodes: []pool.NodePicture{}, Waiting: []waitingPod{}}
+	st := fleetStatus{Nodes: []nodeStatus{}, Silence: v.silence, Waiting: []waitingPod{}}
 	var catalogues pool.Catalogues
 	for _, n := range v.gpuNodes {
 		if o.node != "" && n.Name != o.node || !selector.Matches(v.labelsOf(n)) {
 			continue
 		}
-		picture := v.opts.Draw(n, v.podsOn(n.Name), &catalogues)
+		picture := nodeStatus{NodePicture: v.opts.Draw(n, v.podsOn(n.Name), &catalogues)}
+		if out := v.outageOf(&picture.NodePicture); out != nil {
+			picture.Outage, picture.word = out.text, out.word
+			withhold(picture.GPUs)
+		}
 		all := len(picture.GPUs)
 		picture.GPUs = slices.DeleteFunc(picture.GPUs, func(g pool.GPUPicture) bool { return !o.shows(&g) })
 		if len(picture.GPUs) > 0 || all == 0 && o.model == "" && o.free == "" {
 			st.Nodes = append(st.Nodes, picture)
 		}
 	}
-	slices.SortFunc(st.Nodes, func(a, b pool.NodePicture) int { return naturally(a.Name, b.Name) })
+	slices.SortFunc(st.Nodes, func(a, b nodeStatus) int { return naturally(a.Name, b.Name) })
 	if o.node == "" {
 		st.Waiting = v.waiting()
 	}
@@ -164,11 +179,11 @@ func (o *statusOptions) shows(g *pool.GPUPicture) bool {
 	}
 }
 
-// waiting lists the pods without a node, by age.
+// waiting lists the pods that cannot start yet, by age.
 func (v *survey) waiting() []waitingPod {
 	var pods []*v1.Pod
 	for _, p := range v.pods {
-		if p.Spec.NodeName == "" && p.DeletionTimestamp == nil && v.opts.Wants(p) && !ended(p) {
+		if v.opts.Wants(p) && !ended(p) && p.DeletionTimestamp == nil && (p.Spec.NodeName == "" || placedByOthers(p)) {
 			pods = append(pods, p)
 		}
 	}
@@ -177,7 +192,7 @@ func (v *survey) waiting() []waitingPod {
 	})
 	out := []waitingPod{}
 	for _, p := range pods {
-		w := waitingPod{Namespace: p.Namespace, Name: p.Name, Reason: waitsFor(p)}
+		w := waitingPod{Namespace: p.Namespace, Name: p.Name, Reason: waitsFor(p), Remedy: remedy(p)}
 		if r, err := pool.Parse(p, v.opts); err != nil {
 			w.Request = err.Error()
 		} else {
@@ -186,6 +201,24 @@ func (v *survey) waiting() []waitingPod {
 		out = append(out, w)
 	}
 	return out
+}
+
+// placedByOthers reports whether a pod was bound without an allocation.
+func placedByOthers(p *v1.Pod) bool {
+	_, placed := p.Annotations[v1alpha1.AnnotationAllocation]
+	return p.Spec.NodeName != "" && !placed
+}
+
+// remedy is what to do about a pod that dynamig does not place; empty for others.
+func remedy(p *v1.Pod) string {
+	const anew = "delete it and create it with spec.schedulerName: " + v1alpha1.SchedulerName
+	switch {
+	case placedByOthers(p):
+		return fmt.Sprintf("it was bound to %s without an allocation: not by %s. It can never start; %s, without spec.nodeName", p.Spec.NodeName, v1alpha1.SchedulerName, anew)
+	case p.Spec.NodeName == "" && p.Spec.SchedulerName != v1alpha1.SchedulerName:
+		return fmt.Sprintf("its scheduler is %s, which does not cut GPUs; %s", p.Spec.SchedulerName, anew)
+	}
+	return ""
 }
 
 // waitsFor is the scheduler's own word on a pod.

@@ -35,12 +35,18 @@ func (st *fleetStatus) maps(s *screen) []line {
 	}
 	out = append(out, s.flow(dim, explainSigns(seen))...)
 	out = append(out, s.wrap("", plain, "%s", st.totals())...)
+	if st.Silence != "" {
+		out = append(out, s.wrap("! ", red, "%s", st.Silence)...)
+	}
 	return append(out, st.drawWaiting(s)...)
 }
 
 // drawNode is a heading, each GPU, and what an operator should know.
-func drawNode(s *screen, n *pool.NodePicture, seen map[pool.SpanState]bool) []line {
-	out := heading(s, n)
+func drawNode(s *screen, n *nodeStatus, seen map[pool.SpanState]bool) []line {
+	out := heading(s, &n.NodePicture)
+	if n.Outage != "" {
+		out = append(out, s.wrap("  ! ", red, "%s", n.Outage)...)
+	}
 	if n.Problem != "" {
 		return append(out, s.wrap("  ! ", red, "%s", n.Problem)...)
 	}
@@ -320,6 +326,9 @@ func (st *fleetStatus) drawWaiting(s *screen) []line {
 			return append(out, text(dim, "  ... and %d more", len(st.Waiting)-i))
 		}
 		out = append(out, line{}.add(plain, "  %s", w.name()).add(dim, "  %s", w.Request))
+		if w.Remedy != "" {
+			out = append(out, s.wrap("    ! ", amber, "%s", w.Remedy)...)
+		}
 	}
 	return out
 }
@@ -347,7 +356,7 @@ func (st *fleetStatus) table(wide bool) *table {
 	return t
 }
 
-func row(n *pool.NodePicture, g *pool.GPUPicture, wide bool) []piece {
+func row(n *nodeStatus, g *pool.GPUPicture, wide bool) []piece {
 	used, idle, pods := 0, 0, []string{}
 	for i := range g.Spans {
 		switch sp := &g.Spans[i]; {
@@ -372,6 +381,9 @@ func row(n *pool.NodePicture, g *pool.GPUPicture, wide bool) []piece {
 	health := piece{string(g.Health), plain}
 	if g.Health != v1alpha1.Healthy {
 		health.style = red
+	}
+	if n.word != "" {
+		health = piece{n.word, red}
 	}
 	cells := []piece{
 		{n.Name, plain}, {fmt.Sprint(g.Index), plain}, {shortModel(g.Model), plain}, {modesOf([]pool.GPUPicture{*g}), plain}, health,

@@ -31,12 +31,15 @@ type step struct {
 // keeping says how far events reach back.
 const keeping = "Events reach back only as long as the cluster keeps them, one hour by default."
 
-// eventsOf lists the events about objects of a kind, and of a name where one is
-// given. The note says what may not be read.
-func eventsOf(ctx context.Context, kube kubernetes.Interface, namespace, kind, name string) (steps []step, note string, err error) {
-	about := fields.Set{"involvedObject.kind": kind}
-	if name != "" {
-		about["involvedObject.name"] = name
+// eventsOf lists the events about objects of a kind, and of a name and UID where they
+// are given. The note says what may not be read.
+func eventsOf(ctx context.Context, kube kubernetes.Interface, namespace string, of v1.ObjectReference) (steps []step, note string, err error) {
+	about := fields.Set{"involvedObject.kind": of.Kind}
+	if of.Name != "" {
+		about["involvedObject.name"] = of.Name
+	}
+	if of.UID != "" { // others of the name came before it
+		about["involvedObject.uid"] = string(of.UID)
 	}
 	list, err := kube.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: about.AsSelector().String()})
 	if apierrors.IsForbidden(err) {

@@ -26,6 +26,8 @@ type survey struct {
 	opts     pool.Options
 	notes    []string // what could not be read, and what that means
 	hidden   bool     // pods of other namespaces
+	home     string   // the scheduler's namespace
+	silence  string   // why nothing is scheduling; empty where something is, or that cannot be told
 }
 
 // strangerName stands for a pod that may not be seen.
@@ -34,7 +36,7 @@ const strangerName = "(hidden)"
 // survey reads everything that the answers depend on. What may not be read is
 // noted, and the rest is gone on with; without GPUNodes there is nothing to say.
 func (a *access) survey(ctx context.Context, namespace string) (*survey, error) {
-	s := &survey{}
+	s := &survey{home: a.schedulerNamespace}
 	list, err := a.gpus.DynamigV1alpha1().GPUNodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
 	switch {
 	case apierrors.IsNotFound(err):
@@ -53,7 +55,10 @@ func (a *access) survey(ctx context.Context, namespace string) (*survey, error) 
 	if err := s.readPods(ctx, a.kube, namespace); err != nil {
 		return nil, err
 	}
-	return s, s.readNodes(ctx, a.kube)
+	if err := s.readNodes(ctx, a.kube); err != nil {
+		return nil, err
+	}
+	return s, s.readPulse(ctx, a)
 }
 
 func (s *survey) note(format string, args ...any) {
@@ -156,11 +161,20 @@ func (s *survey) readNodes(ctx context.Context, kube kubernetes.Interface) error
 	if err != nil {
 		return fmt.Errorf("listing nodes: %w", err)
 	}
-	s.nodes = map[string]*v1.Node{}
+	nodes := make([]*v1.Node, len(list.Items))
 	for i := range list.Items {
-		s.nodes[list.Items[i].Name] = &list.Items[i]
+		nodes[i] = &list.Items[i]
 	}
+	s.nodes = byName(nodes)
 	return nil
+}
+
+func byName(list []*v1.Node) map[string]*v1.Node {
+	out := map[string]*v1.Node{}
+	for _, n := range list {
+		out[n.Name] = n
+	}
+	return out
 }
 
 // podsOn lists the pods of a node that hold or want GPUs there.

@@ -15,77 +15,139 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
+	corev1 "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/dynamig/dynamig/pkg/generated/informers/externalversions"
+	dynamigv1alpha1 "github.com/dynamig/dynamig/pkg/generated/listers/api/v1alpha1"
 )
 
 // settle is how long changes are gathered before they are drawn.
 const settle = 150 * time.Millisecond
 
-// watchStatus draws again whenever a GPUNode or a pod changes, from watches of the
-// API server. What may not be watched in all namespaces is watched in one.
+// pulseEvery is how often the scheduler's lease is looked at: a watch of it would
+// report every renewal.
+const pulseEvery = 15 * time.Second
+
+// watchStatus draws again whenever a GPUNode, a pod or a Node changes, or the scheduler
+// falls silent, from watches of the API server.
 func watchStatus(ctx context.Context, s *screen, a *access, namespace string, o statusOptions, selector labels.Selector) error {
-	first, err := a.survey(ctx, namespace)
+	seen, err := a.survey(ctx, namespace)
 	if err != nil {
 		return err
 	}
-	scope := metav1.NamespaceAll
-	if first.hidden {
-		scope = namespace
+	w, err := a.watch(ctx, seen, namespace)
+	if err != nil {
+		return err
 	}
-	changed := make(chan struct{}, 1)
-	touch := func() {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}
-	gpus := externalversions.NewSharedInformerFactory(a.gpus, 0)
-	kube := informers.NewSharedInformerFactoryWithOptions(a.kube, 0, informers.WithNamespace(scope))
-	nodes, pods := gpus.Dynamig().V1alpha1().GPUNodes(), kube.Core().V1().Pods()
-	handler := cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { touch() }, UpdateFunc: func(any, any) { touch() }, DeleteFunc: func(any) { touch() },
-	}
-	for _, informer := range []cache.SharedIndexInformer{nodes.Informer(), pods.Informer()} {
-		if _, err := informer.AddEventHandler(handler); err != nil {
-			return err
-		}
-	}
-	gpus.Start(ctx.Done())
-	kube.Start(ctx.Done())
-	defer gpus.Shutdown()
-	defer kube.Shutdown()
-	if !cache.WaitForCacheSync(ctx.Done(), nodes.Informer().HasSynced, pods.Informer().HasSynced) {
-		return ctx.Err()
-	}
+	defer w.stop()
 	resized := make(chan os.Signal, 1)
 	signal.Notify(resized, syscall.SIGWINCH)
 	defer signal.Stop(resized)
+	pulse := time.NewTicker(pulseEvery)
+	defer pulse.Stop()
 	for {
-		now := *first
-		if now.gpuNodes, err = nodes.Lister().List(labels.Everything()); err != nil {
+		if err := w.renew(seen); err != nil {
 			return err
 		}
-		if now.pods, err = pods.Lister().List(labels.Everything()); err != nil {
+		if err := s.redraw(func() error { return seen.showStatus(s, o, selector) }); err != nil {
 			return err
 		}
-		if now.hidden {
-			now.pods = append(now.pods, now.strangers()...)
-		}
-		if err := s.redraw(func() error { return now.showStatus(s, o, selector) }); err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return nil // the user has seen enough
-		case <-resized:
-		case <-changed:
-			if !sleep(ctx, settle) {
-				return nil
+		for again := false; !again; {
+			select {
+			case <-ctx.Done():
+				return nil // the user has seen enough
+			case <-resized:
+				again = true
+			case <-w.changed:
+				again = sleep(ctx, settle)
+			case <-pulse.C:
+				again = seen.fellSilent(ctx, a)
 			}
 		}
 	}
+}
+
+// fellSilent reports whether the scheduler has stopped or started. Where the lease
+// cannot be read nothing changes: that the API server is away shows in the watches.
+func (v *survey) fellSilent(ctx context.Context, a *access) bool {
+	before := v.silence
+	if err := v.readPulse(ctx, a); err != nil {
+		v.silence = before
+	}
+	return v.silence != before
+}
+
+// watches keep what a survey has read.
+type watches struct {
+	changed  chan struct{} // holds one token after a change
+	gpuNodes dynamigv1alpha1.GPUNodeLister
+	pods     corev1.PodLister
+	nodes    corev1.NodeLister // nil where Nodes may not be read
+	stop     func()
+}
+
+// watch begins with what a survey has read. What may not be read in all namespaces is
+// watched in one. The watches end with ctx.
+func (a *access) watch(ctx context.Context, seen *survey, namespace string) (*watches, error) {
+	if !seen.hidden {
+		namespace = metav1.NamespaceAll
+	}
+	gpus := externalversions.NewSharedInformerFactory(a.gpus, 0)
+	kube := informers.NewSharedInformerFactoryWithOptions(a.kube, 0, informers.WithNamespace(namespace))
+	reports, pods, nodes := gpus.Dynamig().V1alpha1().GPUNodes(), kube.Core().V1().Pods(), kube.Core().V1().Nodes()
+	w := &watches{changed: make(chan struct{}, 1), gpuNodes: reports.Lister(), pods: pods.Lister()}
+	all := []cache.SharedIndexInformer{reports.Informer(), pods.Informer()}
+	if seen.nodes != nil {
+		w.nodes, all = nodes.Lister(), append(all, nodes.Informer())
+	}
+	touch := func() {
+		select {
+		case w.changed <- struct{}{}:
+		default:
+		}
+	}
+	var synced []cache.InformerSynced
+	for _, informer := range all {
+		if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc: func(any) { touch() }, UpdateFunc: func(any, any) { touch() }, DeleteFunc: func(any) { touch() },
+		}); err != nil {
+			return nil, err
+		}
+		synced = append(synced, informer.HasSynced)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	gpus.Start(ctx.Done())
+	kube.Start(ctx.Done())
+	w.stop = func() {
+		cancel()
+		gpus.Shutdown()
+		kube.Shutdown()
+	}
+	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
+		w.stop()
+		return nil, ctx.Err()
+	}
+	return w, nil
+}
+
+// renew puts what is known now into a survey.
+func (w *watches) renew(v *survey) (err error) {
+	if v.gpuNodes, err = w.gpuNodes.List(labels.Everything()); err != nil {
+		return err
+	}
+	if v.pods, err = w.pods.List(labels.Everything()); err != nil {
+		return err
+	}
+	if v.hidden {
+		v.pods = append(v.pods, v.strangers()...)
+	}
+	if w.nodes == nil {
+		return nil
+	}
+	nodes, err := w.nodes.List(labels.Everything())
+	v.nodes = byName(nodes)
+	return err
 }
 
 // sleep returns false when the context ends first.

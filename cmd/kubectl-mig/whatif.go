@@ -81,6 +81,9 @@ func whatIf(ctx context.Context, s *screen, a *access, o whatIfOptions) error {
 	if err != nil {
 		return err
 	}
+	if survey.silence != "" {
+		survey.note("%s", survey.silence)
+	}
 	outlooks, after, err := survey.try(workloads, o.replicas)
 	survey.warn(s)
 	if err != nil {

@@ -1,0 +1,158 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/dynamig/dynamig/pkg/pool"
+)
+
+// A GPUNode and pods stay as they are when an agent, a kubelet or the scheduler is
+// dead. That shows on the Node and on the scheduler's lease.
+
+// outage is why a node takes no pods and starts none, whatever its GPUNode says.
+type outage struct {
+	word string // for a column
+	text string // a sentence with the remedy
+}
+
+// outageOf is nil where nothing is amiss, and where Nodes may not be read.
+func (s *survey) outageOf(p *pool.NodePicture) *outage {
+	if s.nodes == nil {
+		return nil
+	}
+	node, ok := s.nodes[p.Name]
+	if !ok {
+		return &outage{"NodeGone", "Its Node is gone, and this is the agent's last report."}
+	}
+	if c := notReady(node); c != nil {
+		return &outage{"NotReady", fmt.Sprintf("The Node is not ready (%s): nothing starts here until its kubelet is back, and this is the last report.", cmp.Or(c.Message, c.Reason))}
+	}
+	offers := slices.ContainsFunc(p.GPUs, func(g pool.GPUPicture) bool { return g.Offered || g.Shares != nil })
+	if offers && s.agentless(node) {
+		return &outage{"NoAgent", fmt.Sprintf("No agent runs: kubelet counts no %s here, so nothing new comes, and this is the last report. Start dynamig-nodeagent on %s.",
+			s.opts.Resources().Count, p.Name)}
+	}
+	return nil
+}
+
+// notReady is the Node's condition; nil where it is ready, or has none yet.
+func notReady(node *v1.Node) *v1.NodeCondition {
+	for i := range node.Status.Conditions {
+		if c := &node.Status.Conditions[i]; c.Type == v1.NodeReady && c.Status != v1.ConditionTrue {
+			return c
+		}
+	}
+	return nil
+}
+
+// agentless reports whether kubelet counts no slots: it drops them at once when the
+// agent's connection ends.
+func (s *survey) agentless(node *v1.Node) bool {
+	slots := node.Status.Allocatable[s.opts.Resources().Count]
+	return slots.IsZero()
+}
+
+// outageAt is what is amiss with a node that a pod is bound to.
+func (s *survey) outageAt(node string) string {
+	for _, n := range s.gpuNodes {
+		if n.Name != node {
+			continue
+		}
+		picture := s.opts.Draw(n, nil, &pool.Catalogues{})
+		if out := s.outageOf(&picture); out != nil {
+			return fmt.Sprintf("%s: %s", node, out.text)
+		}
+	}
+	return ""
+}
+
+// startAgent is the place that a pod would have if every agent ran; nil where none
+// is missing, or that would not help.
+func (s *survey) startAgent(fleet *pool.Fleet, pod *v1.Pod) *pool.Trial {
+	revived := &survey{opts: s.opts, pods: s.pods, nodes: map[string]*v1.Node{}}
+	missing := false
+	for name, node := range s.nodes {
+		if s.agentless(node) {
+			missing, node = true, node.DeepCopy()
+			if node.Status.Allocatable == nil {
+				node.Status.Allocatable = v1.ResourceList{}
+			}
+			node.Status.Allocatable[s.opts.Resources().Count] = *resource.NewQuantity(math.MaxInt32, resource.DecimalSI)
+		}
+		revived.nodes[name] = node
+	}
+	if !missing {
+		return nil
+	}
+	trials, err := fleet.Try(pod, 1, revived.gate(pod))
+	if err != nil || len(trials.Placed) == 0 {
+		return nil
+	}
+	return &trials.Placed[0]
+}
+
+// withhold draws GPUs as what they are during an outage: nothing new is placed there.
+func withhold(gpus []pool.GPUPicture) {
+	for i := range gpus {
+		g := &gpus[i]
+		g.Offered, g.FreeSlices, g.LargestFree, g.LargestFreeSlices, g.Fits = false, 0, "", 0, nil
+		if g.Shares != nil {
+			shares := *g.Shares
+			shares.FreeCount, shares.FreeMemoryMiB = 0, 0
+			g.Shares = &shares
+		}
+	}
+}
+
+// leaseSilence is how old a lease must be before the scheduler counts as dead: four
+// times as long as it lasts, since clocks differ.
+const leaseSilence = time.Minute
+
+// readPulse learns from the scheduler's lease whether anything is scheduling. Without
+// a fresh one the Deployment may tell that leader election is off.
+func (s *survey) readPulse(ctx context.Context, a *access) error {
+	lease, err := a.kube.CoordinationV1().Leases(a.schedulerNamespace).Get(ctx, schedulerDeployment, metav1.GetOptions{})
+	switch {
+	case apierrors.IsForbidden(err):
+		s.note("you may not get the lease of dynamig-scheduler: whether it is running is not looked at (Role dynamig-viewer in %s allows it)", a.schedulerNamespace)
+		return nil
+	case apierrors.IsNotFound(err):
+		s.silence = "it has no lease in namespace " + a.schedulerNamespace
+	case err != nil:
+		return fmt.Errorf("reading the scheduler's lease: %w", err)
+	case lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "" || lease.Spec.RenewTime == nil:
+		s.silence = "nobody holds its lease"
+	default:
+		s.silence = ""
+		if age := time.Since(lease.Spec.RenewTime.Time); age > leaseSilence {
+			s.silence = fmt.Sprintf("it renewed its lease for the last time %s ago", brief(age))
+		}
+	}
+	if s.silence != "" && available(ctx, a.kube, a.schedulerNamespace) {
+		s.silence = ""
+	}
+	if s.silence != "" {
+		s.silence = fmt.Sprintf("Nothing is scheduling: dynamig-scheduler does not run, %s. See kubectl -n %s get deployments,pods.", s.silence, a.schedulerNamespace)
+	}
+	return nil
+}
+
+// available reports whether the scheduler's Deployment has a pod that is ready.
+func available(ctx context.Context, kube kubernetes.Interface, namespace string) bool {
+	d, err := kube.AppsV1().Deployments(namespace).Get(ctx, schedulerDeployment, metav1.GetOptions{})
+	return err == nil && d.Status.AvailableReplicas > 0
+}
