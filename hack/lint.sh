@@ -36,7 +36,7 @@ cgo() {
 	export CGO_ENABLED CGO_CFLAGS
 	go vet ./pkg/nvml/native/... ./cmd/nodeagent && go vet -tags gpu ./pkg/nvml/native/ && "$tools/staticcheck" ./pkg/nvml/native/...
 }
-tidy() { go mod tidy -diff && (cd test/perf && go mod tidy -diff); }
+tidy() { for module in . test/perf test/e2e/browser; do (cd "$module" && go mod tidy -diff) || return 1; done; }
 
 check gofmt formatted
 check vet go vet ./...

@@ -9,7 +9,7 @@ export GOTOOLCHAIN=local
 
 # Packages whose code runs in parallel and that do not drag kube-scheduler along:
 # the race detector builds everything again.
-race="./pkg/geometry/... ./pkg/pool/... ./pkg/nvml/... ./pkg/cdi/... ./pkg/deviceplugin/... ./pkg/agent/... ./pkg/config/..."
+race="./pkg/geometry/... ./pkg/pool/... ./pkg/nvml/... ./pkg/cdi/... ./pkg/deviceplugin/... ./pkg/agent/... ./pkg/config/... ./pkg/monitor"
 
 case $1 in
 unit)
@@ -26,10 +26,12 @@ race)
 integration)
 	export CGO_ENABLED=0
 	hack/preflight.sh
+	hack/chromium.sh >/dev/null
 	hack/build-tools.sh
 	hack/build.sh
 	export DYNAMIG_BUILD=$PWD/.build DYNAMIG_CLUSTER_TESTS=1
 	go test -count=1 -timeout=40m -p 1 ./test/cluster/ ./test/e2e/
+	hack/browser.sh
 	;;
 fuzz)
 	export CGO_ENABLED=0

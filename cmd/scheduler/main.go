@@ -22,6 +22,7 @@ import (
 	"k8s.io/kubernetes/cmd/kube-scheduler/app"
 
 	"github.com/dynamig/dynamig/pkg/monitor"
+	"github.com/dynamig/dynamig/pkg/monitor/serve"
 	"github.com/dynamig/dynamig/pkg/plugins/dynamicmig"
 )
 
@@ -78,5 +79,6 @@ func startMonitor(ctx context.Context, cfg monitor.Config, journal *monitor.Jour
 	if err != nil {
 		return err
 	}
-	return monitor.New(cfg, fleet, journal, shared.Handle.ClientSet()).Serve(ctx)
+	client := shared.Handle.ClientSet()
+	return serve.Serve(ctx, cfg, monitor.New(cfg, fleet, journal, client), client)
 }

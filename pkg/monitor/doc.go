@@ -6,7 +6,7 @@
 //
 //	GPUNodes, pods (informers) --+
 //	Pool, Ledger ----------------+--> Fleet --> /metrics
-//	decisions of Reserve ------> Journal  |     /api/v1/...  (JSON, server-sent events)
+//	decisions of Reserve ------> Journal  |     /monitor/v1/  (JSON, server-sent events)
 //	                                      +---> /            (a page, without build step)
 //
 // Words: a picture is a node as pool.Draw shows it; a fleet is all pictures of one
@@ -24,5 +24,6 @@
 //	I4  The number of series is bounded by GPUs, instances and profiles, never by
 //	    what users write; see docs/metrics.md.
 //
-// monitor does not know the scheduling framework, NVML or how a placement is chosen.
+// monitor does not know the scheduling framework, NVML, how a placement is chosen, or
+// who may read (package serve does).
 package monitor

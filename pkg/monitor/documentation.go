@@ -58,7 +58,7 @@ func Documentation() []Document {
 		},
 		Document{
 			Name: "dynamig_prepare_duration_seconds", Type: "histogram", Unit: "seconds", Source: "pods, GPUNode status.gpus[].instances", Group: GroupDecisions,
-			Help: "From a pod being seen bound to all its instances being reported live. Every replica observes what it sees.",
+			Help: "From a pod being seen bound to all its instances being reported live; pods with software shares alone are left out. Every replica observes what it sees.",
 		},
 	)
 }

@@ -3,14 +3,7 @@
 
 package monitor
 
-import (
-	"context"
-	"net"
-	"time"
-)
-
-// ServeOn is Serve with TLS on a listener.
-func (m *Monitor) ServeOn(ctx context.Context, l net.Listener) error { return m.serveTLS(ctx, l) }
+import "time"
 
 // Hurry sets the times after which streams end, readers are cut off, and those who
 // wait are turned away. It must come before the first request.

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -48,39 +47,9 @@ type family struct {
 type scrape struct {
 	view  *View
 	now   time.Time
-	nodes []nodeDevices
 	bound func(types.UID) (time.Time, bool)
 
 	configTrouble error // why the scheduler's newest device configuration is not in force
-}
-
-type nodeDevices struct {
-	name        string
-	allocatable int64
-}
-
-// devices lists what kubelet says can be allocated of the nodes with a GPUNode.
-func (f *Fleet) devices(view *View) []nodeDevices {
-	if f.src.Nodes == nil {
-		return nil
-	}
-	all, err := f.src.Nodes.List(labels.Everything())
-	if err != nil {
-		return nil
-	}
-	resource := f.src.Pool.Names().Count
-	byName := make(map[string]int64, len(all))
-	for _, n := range all {
-		q := n.Status.Allocatable[resource]
-		byName[n.Name] = q.Value()
-	}
-	var out []nodeDevices
-	for _, n := range view.Nodes {
-		if count, ok := byName[n.Name]; ok {
-			out = append(out, nodeDevices{n.Name, count})
-		}
-	}
-	return out
 }
 
 // write writes the families of the groups that are on.
@@ -237,8 +206,10 @@ var poolFamilies = []family{
 		help:   "Allocatable nvidia.com/gpu, or what the device configuration names instead, of the Node. Kubelet sets it to 0 when the agent is gone.",
 		source: "Node status.allocatable",
 		each: func(s *scrape, emit func(float64, ...string)) {
-			for _, n := range s.nodes {
-				emit(float64(n.allocatable), n.name)
+			for _, n := range s.view.Nodes {
+				if n.Kubelet != nil {
+					emit(float64(n.Kubelet.Devices), n.Name)
+				}
 			}
 		},
 	}, {

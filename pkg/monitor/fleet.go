@@ -26,7 +26,7 @@ type Sources struct {
 	GPUNodes cache.SharedInformer
 	Pods     cache.SharedIndexInformer
 	ByNode   string                 // index of Pods by node name; waiting pods under the empty name
-	Nodes    corelisters.NodeLister // nil where nobody asks for allocatable devices
+	Nodes    corelisters.NodeLister // nil where there are none
 
 	ConfigTrouble func() error // why the newest device configuration is not in force; may be nil
 }
@@ -40,7 +40,7 @@ type View struct {
 
 // Drawn is a picture with the version that it is of.
 type Drawn struct {
-	*pool.NodePicture
+	Picture
 	Version uint64
 
 	once sync.Once // guards text
@@ -48,9 +48,22 @@ type Drawn struct {
 	err  error
 }
 
+// Picture is what readers get of a node.
+type Picture struct {
+	*pool.NodePicture
+	Kubelet *Kubelet `json:"kubelet,omitempty"` // nil where the cluster has no such Node
+}
+
+// Kubelet is what a node's kubelet says. The agent has no heartbeat: that it is gone
+// shows here, as no devices.
+type Kubelet struct {
+	Devices int64 `json:"devices"` // allocatable, of the resource that devices are counted by
+	Ready   bool  `json:"ready"`   // the Node's condition
+}
+
 // JSON is the picture encoded, once for all readers.
 func (d *Drawn) JSON() ([]byte, error) {
-	d.once.Do(func() { d.text, d.err = json.Marshal(d.NodePicture) })
+	d.once.Do(func() { d.text, d.err = json.Marshal(d.Picture) })
 	return d.text, d.err
 }
 
@@ -79,7 +92,14 @@ type entry struct {
 	node   *pool.Node
 	ledger uint64
 	pods   uint64
+	host   Kubelet
+	hosted bool // the cluster has the Node
 	drawn  *Drawn
+}
+
+// same reports whether both are drawn from the same.
+func (e *entry) same(now *entry) bool {
+	return e.obj == now.obj && e.node == now.node && e.ledger == now.ledger && e.pods == now.pods && e.host == now.host && e.hosted == now.hosted
 }
 
 // epochs counts changes by node name. Safe for parallel use.
@@ -146,7 +166,7 @@ func (src *Sources) podOf(obj any) *v1.Pod {
 }
 
 // View is the fleet now. What has not changed since the last call is not drawn
-// again: a call on a quiet cluster compares four values for each node.
+// again: a call on a quiet cluster compares a few values for each node.
 func (f *Fleet) View() *View {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -187,7 +207,7 @@ func (f *Fleet) look() *View {
 
 // draw brings the entries up to date.
 func (f *Fleet) draw(epochs map[string]uint64, version uint64) (changed bool) {
-	there := map[string]struct{}{}
+	there, resource := map[string]struct{}{}, f.src.Pool.Names().Count
 	for _, obj := range f.src.GPUNodes.GetStore().List() {
 		n, ok := obj.(*v1alpha1.GPUNode)
 		if !ok {
@@ -196,11 +216,11 @@ func (f *Fleet) draw(epochs map[string]uint64, version uint64) (changed bool) {
 		there[n.Name] = struct{}{}
 		node, _ := f.src.Pool.Node(n.Name) // its error is drawn
 		now := entry{obj: n, node: node, ledger: f.src.Pool.Revision(n.Name), pods: epochs[n.Name]}
-		if e := f.entries[n.Name]; e != nil && e.obj == now.obj && e.node == now.node && e.ledger == now.ledger && e.pods == now.pods {
+		now.host, now.hosted = f.kubelet(n.Name, resource)
+		if e := f.entries[n.Name]; e != nil && e.same(&now) {
 			continue
 		}
-		picture := f.src.Pool.Draw(n, f.podsOn(n.Name))
-		now.drawn = &Drawn{NodePicture: &picture, Version: version}
+		now.drawn = f.drawOne(&now, version)
 		f.entries[n.Name], changed = &now, true
 		delete(f.gone, n.Name)
 	}
@@ -213,6 +233,34 @@ func (f *Fleet) draw(epochs map[string]uint64, version uint64) (changed bool) {
 	f.forget()
 	f.epochs.keep(there)
 	return changed
+}
+
+func (f *Fleet) drawOne(e *entry, version uint64) *Drawn {
+	picture := f.src.Pool.Draw(e.obj, f.podsOn(e.obj.Name))
+	d := &Drawn{Picture: Picture{NodePicture: &picture}, Version: version}
+	if e.hosted {
+		d.Kubelet = &e.host
+	}
+	return d
+}
+
+// kubelet is what the Node of the name says; false where there is none.
+func (f *Fleet) kubelet(name string, resource v1.ResourceName) (Kubelet, bool) {
+	if f.src.Nodes == nil {
+		return Kubelet{}, false
+	}
+	n, err := f.src.Nodes.Get(name)
+	if err != nil {
+		return Kubelet{}, false
+	}
+	devices := n.Status.Allocatable[resource]
+	k := Kubelet{Devices: devices.Value()}
+	for i := range n.Status.Conditions {
+		if c := &n.Status.Conditions[i]; c.Type == v1.NodeReady {
+			k.Ready = c.Status == v1.ConditionTrue
+		}
+	}
+	return k, true
 }
 
 // forget drops the older half of the nodes that are no more, when there are too many.

@@ -68,7 +68,8 @@ func NewJournal(now func() time.Time) *Journal {
 			Help: "Bound pods that their node's agent refused for good. Every replica counts what it sees.",
 		}),
 		prepare: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "dynamig_prepare_duration_seconds", Help: "From a pod being seen bound to all its instances being reported live. Every replica observes what it sees.",
+			Name:    "dynamig_prepare_duration_seconds",
+			Help:    "From a pod being seen bound to all its instances being reported live; pods with software shares alone are left out. Every replica observes what it sees.",
 			Buckets: prometheus.ExponentialBuckets(0.025, 2, 13),
 		}),
 	}

@@ -58,7 +58,7 @@ func TestReadersWhoStandStillAreCutOff(t *testing.T) {
 	m := monitorOf(t, newFleet(t, 40, 0.7), everything)
 	m.Hurry(time.Hour, 2*time.Second, time.Hour)
 	s := narrow(t, m)
-	standStill(t, s, "/api/v1/watch")
+	standStill(t, s, "/monitor/v1/watch")
 	standStill(t, s, "/metrics")
 	eventually(t, "that all slots are free", func() bool { return m.Slots() == 0 })
 }
@@ -72,13 +72,13 @@ func TestLargeAnswersAreFewAtOnce(t *testing.T) {
 	for range monitor.MaxLarge {
 		leave = standStill(t, s, "/metrics")
 	}
-	for _, path := range []string{"/metrics", "/api/v1/fleet"} {
+	for _, path := range []string{"/metrics", "/monitor/v1/fleet"} {
 		if got := get(t, s.URL+path, nil).StatusCode; got != http.StatusServiceUnavailable {
 			t.Errorf("%s: %d, want %d", path, got, http.StatusServiceUnavailable)
 		}
 	}
 	leave()
-	eventually(t, "a free slot", func() bool { return get(t, s.URL+"/api/v1/fleet", nil).StatusCode == http.StatusOK })
+	eventually(t, "a free slot", func() bool { return get(t, s.URL+"/monitor/v1/fleet", nil).StatusCode == http.StatusOK })
 }
 
 // TestStreamsEndAndGoOn: a stream has its time, and the next one goes on after it.
@@ -87,7 +87,7 @@ func TestStreamsEndAndGoOn(t *testing.T) {
 	m := monitorOf(t, f, everything)
 	m.Hurry(time.Millisecond, time.Minute, time.Minute)
 	url := serve(t, m)
-	first := watch(t, url+"/api/v1/watch")
+	first := watch(t, url+"/monitor/v1/watch")
 	event, all := first.next()
 	if event != "reset" || len(all.Nodes) != 3 {
 		t.Fatalf("event %s with %d nodes, want reset with 3", event, len(all.Nodes))
@@ -98,10 +98,10 @@ func TestStreamsEndAndGoOn(t *testing.T) {
 	f.Create(fleet.Pod{Namespace: "ns", Name: "p", GPUs: 1, MemoryMiB: 4000})
 	eventually(t, "the waiting pod", func() bool {
 		var now message
-		get(t, url+"/api/v1/fleet", &now)
+		get(t, url+"/monitor/v1/fleet", &now)
 		return len(now.Waiting) == 1
 	})
-	event, m2 := watch(t, url+"/api/v1/watch?since="+all.Version).next()
+	event, m2 := watch(t, url+"/monitor/v1/watch?since="+all.Version).next()
 	if event != "fleet" || len(m2.Nodes) != 0 || len(m2.Waiting) != 1 {
 		t.Errorf("event %s with %d nodes and %d pods, want fleet with the pod", event, len(m2.Nodes), len(m2.Waiting))
 	}

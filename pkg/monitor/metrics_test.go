@@ -202,7 +202,7 @@ func TestSlicesAddUp(t *testing.T) {
 	m := monitorOf(t, f, everything)
 	sums, want := map[string]float64{}, map[string]float64{}
 	var all message
-	get(t, serve(t, m)+"/api/v1/fleet", &all)
+	get(t, serve(t, m)+"/monitor/v1/fleet", &all)
 	for _, n := range all.Nodes {
 		for _, g := range n.GPUs {
 			want[g.UUID] = float64(g.MemorySlices)

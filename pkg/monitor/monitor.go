@@ -64,14 +64,16 @@ var web embed.FS
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 // Handler serves everything. Requests for data pass guard, the page's own files do
-// not: they hold no data, and a browser could not send a token for them.
+// not: they hold no data, and a browser could not send a token for them. No data is
+// under /api: ClusterRole system:discovery lets everybody read there whom the API
+// server knows.
 func (m *Monitor) Handler(guard func(http.Handler) http.Handler) http.Handler {
 	data := http.NewServeMux()
 	data.HandleFunc("GET /metrics", m.slotted(m.serveMetrics))
-	data.HandleFunc("GET /api/v1/fleet", m.slotted(m.serveFleet))
-	data.HandleFunc("GET /api/v1/nodes/{name}", m.serveNode)
-	data.HandleFunc("GET /api/v1/pods/{namespace}/{name}", m.servePod)
-	data.HandleFunc("GET /api/v1/watch", m.serveWatch)
+	data.HandleFunc("GET /monitor/v1/fleet", m.slotted(m.serveFleet))
+	data.HandleFunc("GET /monitor/v1/nodes/{name}", m.serveNode)
+	data.HandleFunc("GET /monitor/v1/pods/{namespace}/{name}", m.servePod)
+	data.HandleFunc("GET /monitor/v1/watch", m.serveWatch)
 
 	files, err := fs.Sub(web, "web")
 	if err != nil {
@@ -79,7 +81,7 @@ func (m *Monitor) Handler(guard func(http.Handler) http.Handler) http.Handler {
 	}
 	all := http.NewServeMux()
 	all.Handle("GET /metrics", guard(data))
-	all.Handle("GET /api/", guard(data))
+	all.Handle("GET /monitor/", guard(data))
 	all.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	all.Handle("GET /", http.FileServerFS(files))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -143,7 +145,7 @@ func (m *Monitor) serveMetrics(w http.ResponseWriter, r *http.Request) {
 // WriteMetrics writes all families in Prometheus' text format.
 func (m *Monitor) WriteMetrics(out io.Writer) error {
 	view := m.fleet.View()
-	s := &scrape{view: view, now: m.journal.now(), nodes: m.fleet.devices(view), bound: m.journal.Bound}
+	s := &scrape{view: view, now: m.journal.now(), bound: m.journal.Bound}
 	if trouble := m.fleet.src.ConfigTrouble; trouble != nil {
 		s.configTrouble = trouble()
 	}
@@ -189,12 +191,12 @@ func compressed(w http.ResponseWriter, r *http.Request) (out io.Writer, done fun
 	}
 }
 
-// FleetMessage is the answer of /api/v1/fleet, and what /api/v1/watch sends: there
+// FleetMessage is the answer of /monitor/v1/fleet, and what /monitor/v1/watch sends: there
 // only what is newer than the version asked for.
 type FleetMessage struct {
 	Version string            `json:"version"`
 	At      time.Time         `json:"at"`
-	Nodes   []json.RawMessage `json:"nodes"`          // pool.NodePicture
+	Nodes   []json.RawMessage `json:"nodes"`          // Picture
 	Gone    []string          `json:"gone,omitempty"` // nodes that are no more
 	Waiting []*WaitingPod     `json:"waiting"`
 }
@@ -237,7 +239,7 @@ func (m *Monitor) serveFleet(w http.ResponseWriter, r *http.Request) {
 func (m *Monitor) serveNode(w http.ResponseWriter, r *http.Request) {
 	for _, n := range m.fleet.View().Nodes {
 		if n.Name == r.PathValue("name") {
-			answer(w, r, n.NodePicture)
+			answer(w, r, n.Picture)
 			return
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -54,7 +55,7 @@ func get(t *testing.T, url string, into any) *http.Response {
 
 type message struct {
 	Version string
-	Nodes   []pool.NodePicture
+	Nodes   []monitor.Picture
 	Gone    []string
 	Waiting []monitor.WaitingPod
 }
@@ -111,10 +112,10 @@ func TestWatchContinuesWhereTheFleetEnds(t *testing.T) {
 	var all message
 	eventually(t, "three nodes with pods", func() bool {
 		all = message{}
-		get(t, url+"/api/v1/fleet", &all)
+		get(t, url+"/monitor/v1/fleet", &all)
 		return len(all.Nodes) == 3
 	})
-	s := watch(t, url+"/api/v1/watch?since="+all.Version)
+	s := watch(t, url+"/monitor/v1/watch?since="+all.Version)
 	pod := f.Create(fleet.Pod{Namespace: "ns", Name: "p", GPUs: 1, MemoryMiB: 4000})
 	for {
 		event, m := s.next()
@@ -148,7 +149,7 @@ func TestWatchContinuesWhereTheFleetEnds(t *testing.T) {
 func TestWatchOfAnotherProcessStartsAnew(t *testing.T) {
 	url := served(t, newFleet(t, 3, 0.5))
 	for _, since := range []string{"", "other.7", "nonsense", "other.-1"} {
-		event, m := watch(t, url+"/api/v1/watch?since="+since).next()
+		event, m := watch(t, url+"/monitor/v1/watch?since="+since).next()
 		if event != "reset" || len(m.Nodes) != 3 {
 			t.Errorf("since %q: event %s with %d nodes, want reset with 3", since, event, len(m.Nodes))
 		}
@@ -171,7 +172,7 @@ func TestStoryOfAPod(t *testing.T) {
 	tell := func(want string) func() bool {
 		return func() bool {
 			story = monitor.Story{}
-			get(t, url+"/api/v1/pods/ns/p", &story)
+			get(t, url+"/monitor/v1/pods/ns/p", &story)
 			return names() == want
 		}
 	}
@@ -193,15 +194,15 @@ func TestStoryOfAPod(t *testing.T) {
 		t.Errorf("places = %+v", story.Places)
 	}
 	f.Delete(pod)
-	eventually(t, "that the pod is gone", func() bool { return get(t, url+"/api/v1/pods/ns/p", nil).StatusCode == http.StatusNotFound })
+	eventually(t, "that the pod is gone", func() bool { return get(t, url+"/monitor/v1/pods/ns/p", nil).StatusCode == http.StatusNotFound })
 }
 
 // TestAnswers: what each path says, and that nothing can be changed.
 func TestAnswers(t *testing.T) {
 	url := served(t, newFleet(t, 3, 0.5))
 	for path, want := range map[string]int{
-		"/": 200, "/app.js": 200, "/style.css": 200, "/healthz": 200, "/metrics": 200, "/api/v1/fleet": 200, "/api/v1/nodes/gpu-node-01": 200,
-		"/api/v1/nodes/other": 404, "/api/v1/pods/a/b": 404, "/api/v1/other": 404, "/other": 404,
+		"/": 200, "/app.js": 200, "/style.css": 200, "/healthz": 200, "/metrics": 200, "/monitor/v1/fleet": 200, "/monitor/v1/nodes/gpu-node-01": 200,
+		"/monitor/v1/nodes/other": 404, "/monitor/v1/pods/a/b": 404, "/monitor/v1/other": 404, "/other": 404,
 	} {
 		answer := get(t, url+path, nil)
 		if answer.StatusCode != want {
@@ -255,19 +256,42 @@ func TestNothingButTheProgramsOwnFiles(t *testing.T) {
 
 func TestFlagsThatDoNotFit(t *testing.T) {
 	for want, cfg := range map[string]monitor.Config{
-		"--monitor-port is 70000":                      {BindAddress: "::", Port: 70000},
-		`--monitor-bind-address is "here"`:             {BindAddress: "here", Port: 9395},
-		"belong together":                              {BindAddress: "::", Port: 9395, CertFile: "a"},
-		"needs --monitor-tls-cert-file":                {BindAddress: "::", Port: 9395, Authenticate: true},
-		"reading the monitor's certificate":            {BindAddress: "127.0.0.1", Port: 0x7fff, CertFile: "none", KeyFile: "none"},
-		"choose another with --monitor-port, or 0 for": {BindAddress: "192.0.2.1", Port: 9395},
+		"--monitor-port is 70000":          {BindAddress: "::", Port: 70000},
+		`--monitor-bind-address is "here"`: {BindAddress: "here", Port: 9395},
+		"belong together":                  {BindAddress: "::", Port: 9395, CertFile: "a"},
+		"needs --monitor-tls-cert-file":    {BindAddress: "::", Port: 9395, Authenticate: true},
 	} {
-		err := cfg.Validate()
-		if err == nil {
-			err = monitorOf(t, newFleet(t, 0, 0), cfg).Serve(t.Context())
-		}
-		if err == nil || !strings.Contains(err.Error(), want) {
+		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want %q", cfg, err, want)
+		}
+	}
+}
+
+// TestKubeletIsPartOfThePicture: what kubelet says of a node is shown beside what the
+// agent says, and a change of it is news.
+func TestKubeletIsPartOfThePicture(t *testing.T) {
+	f := newFleet(t, 0, 0)
+	addNode(t, f, "n", "A100-40GB", 1)
+	m := monitorOf(t, f, everything)
+	url := serve(t, m)
+	s := watch(t, url+"/monitor/v1/watch")
+	kubelet := func() string {
+		_, m := s.next()
+		text, err := json.Marshal(m.Nodes[0].Kubelet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	for _, says := range []monitor.Kubelet{{Devices: 7, Ready: true}, {Ready: true}, {Devices: 7}} {
+		if err := f.Kubelet("n", says); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := kubelet(), fmt.Sprintf(`{"devices":%d,"ready":%t}`, says.Devices, says.Ready); got != want {
+			t.Errorf("the stream says %s, want %s", got, want)
+		}
+		if want := fmt.Sprintf("dynamig_node_allocatable_devices{node=\"n\"} %d\n", says.Devices); !strings.Contains(string(scrapeText(t, m)), want) {
+			t.Errorf("the metrics lack %q", want)
 		}
 	}
 }

@@ -49,7 +49,7 @@ func TestResourcesOfOtherNames(t *testing.T) {
 	f.Prepare(pod)
 	eventually(t, "the preparation", has("dynamig_prepare_duration_seconds_count 1"))
 	var story monitor.Story
-	if get(t, url+"/api/v1/pods/ns/p", &story); story.Request != "main: vgpu 1, mem 8000" || len(story.Places) != 1 {
+	if get(t, url+"/monitor/v1/pods/ns/p", &story); story.Request != "main: vgpu 1, mem 8000" || len(story.Places) != 1 {
 		t.Errorf("request %q, places %+v", story.Request, story.Places)
 	}
 }
@@ -93,7 +93,7 @@ func TestShareIsPreparing(t *testing.T) {
 		t.Fatal(err)
 	}
 	var story monitor.Story
-	get(t, url+"/api/v1/pods/ns/p", &story)
+	get(t, url+"/monitor/v1/pods/ns/p", &story)
 	if len(story.Places) != 1 || story.Places[0].Span != nil || story.Places[0].Share == nil || story.Places[0].Share.MemoryMiB != 8000 {
 		t.Errorf("places = %+v", story.Places)
 	}

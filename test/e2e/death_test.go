@@ -340,14 +340,18 @@ func killAgent(t *testing.T, n *stack.Node) {
 	}
 }
 
-// tidy waits until nothing is lost on the node.
+// tidy waits until nothing is lost on the node, and the monitor shows it as it is.
 func tidy(t *testing.T, n *stack.Node) {
 	t.Helper()
-	err := stack.Until(t.Context(), "a node where nothing is lost", func() (bool, error) {
-		err := st.Tidy(t.Context(), n)
-		return err == nil, err
-	})
-	if err != nil {
-		t.Fatal(err)
+	for what, check := range map[string]func(context.Context, *stack.Node) error{
+		"a node where nothing is lost": st.Tidy, "the monitor to agree with NVML": st.MonitorAgrees,
+	} {
+		err := stack.Until(t.Context(), what, func() (bool, error) {
+			err := check(t.Context(), n)
+			return err == nil, err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -121,8 +121,19 @@ func (f *Fleet) AddNode(name, board string, gpus int, templates ...[]string) err
 	}
 	f.reports[name] = n
 	f.gpuNodes.Add(n.DeepCopy())
-	return f.nodes.Add(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1.NodeStatus{
-		Allocatable: v1.ResourceList{f.Pool.Names().Count: *resource.NewQuantity(int64(7*gpus), resource.DecimalSI)},
+	return f.Kubelet(name, monitor.Kubelet{Devices: int64(7 * gpus), Ready: true})
+}
+
+// Kubelet makes a node's kubelet say something else: no devices are what it says when
+// the agent is gone.
+func (f *Fleet) Kubelet(node string, says monitor.Kubelet) error {
+	ready := v1.ConditionUnknown
+	if says.Ready {
+		ready = v1.ConditionTrue
+	}
+	return f.nodes.Update(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}, Status: v1.NodeStatus{
+		Allocatable: v1.ResourceList{f.Pool.Names().Count: *resource.NewQuantity(says.Devices, resource.DecimalSI)},
+		Conditions:  []v1.NodeCondition{{Type: v1.NodeReady, Status: ready}},
 	}})
 }
 

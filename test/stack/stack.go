@@ -120,8 +120,8 @@ func (s *Stack) Step(what string, do func() error) error {
 	return nil
 }
 
-// StartScheduler starts the scheduler as the Deployment describes it.
-func (s *Stack) StartScheduler(ctx context.Context) error {
+// StartScheduler starts the scheduler as the Deployment describes it, with more flags.
+func (s *Stack) StartScheduler(ctx context.Context, flags ...string) error {
 	d, err := s.Kube.AppsV1().Deployments(Namespace).Get(ctx, "dynamig-scheduler", metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("reading the scheduler's Deployment: %w", err)
@@ -141,7 +141,7 @@ func (s *Stack) StartScheduler(ctx context.Context) error {
 	argv := append(p.argv, "--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port),
 		"--monitor-bind-address=127.0.0.1", fmt.Sprintf("--monitor-port=%d", port+monitorOffset),
 		"--authentication-kubeconfig="+kubeconfig, "--authorization-kubeconfig="+kubeconfig)
-	_, err = s.Cluster.StartProcess("scheduler", argv, p.env)
+	_, err = s.Cluster.StartProcess("scheduler", append(argv, flags...), p.env)
 	return err
 }
 

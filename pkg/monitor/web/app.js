@@ -1,11 +1,11 @@
 // SPDX-FileCopyrightText: The dynamig Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// The page's state: the fleet as api/v1/fleet and api/v1/watch tell it, what of it is
+// The page's state: the fleet as monitor/v1/fleet and monitor/v1/watch tell it, what of it is
 // shown, and which pod's story is open. Nodes are drawn when they come near the
 // window, so that 1000 of them cost as much as those that can be seen.
 
-import { el, header, rows, spanKeys, wrong } from "./draw.js";
+import { el, header, rows, spanKeys, trouble } from "./draw.js";
 import { gone, tell, took } from "./story.js";
 
 const $ = (id) => document.getElementById(id);
@@ -19,21 +19,31 @@ let open = null; // the pod of the story: "namespace/name"
 
 // --- requests ---
 
+// request asks with the token, and for another one where that is not enough.
 async function request(path, signal) {
   for (;;) {
     const answer = await fetch(path, { signal, headers: token ? { Authorization: `Bearer ${token}` } : {} });
-    if (answer.status !== 401) return answer;
-    await login();
+    if (answer.status !== 401 && answer.status !== 403) return answer;
+    await login(refusal(answer.status));
   }
 }
 
-function login() {
+function refusal(status) {
+  if (status === 403) return "The API server knows this token and does not let it read the monitor; docs/monitor.md names the role that it needs.";
+  return token ? "The API server does not know this token, or it has run out." : "This monitor asks the API server who you are.";
+}
+
+function login(why) {
   return new Promise((resolve) => {
     const dialog = $("login");
+    $("login-why").textContent = why;
     dialog.addEventListener("close", () => { token = $("token").value.trim(); $("token").value = ""; resolve(); }, { once: true });
     if (!dialog.open) dialog.showModal();
   });
 }
+
+const silence = 45000; // ms; the stream says something each 15 s
+let heard = 0; // when something came last; 0: never
 
 // follow loads the fleet and reads the stream of what changes, for ever. A stream
 // that ends, as each does after some minutes, is taken up again where it ended; another
@@ -41,17 +51,20 @@ function login() {
 async function follow() {
   let version = "";
   for (let pause = 250; ; pause = Math.min(pause * 2, 3000)) {
+    const cut = new AbortController(), began = Date.now();
+    const guard = setInterval(() => { if (Date.now() - Math.max(heard, began) > silence) cut.abort(new Error("nothing was heard for too long")); }, 1000);
     try {
       if (!version) {
-        const answer = await request("api/v1/fleet");
+        const answer = await request("monitor/v1/fleet");
         if (!answer.ok) throw new Error(await answer.text());
         const all = await answer.json();
         take(all, true);
         version = all.version;
+        heard = Date.now();
       }
-      const answer = await request(`api/v1/watch?since=${encodeURIComponent(version)}`);
+      const answer = await request(`monitor/v1/watch?since=${encodeURIComponent(version)}`, cut.signal);
       if (!answer.ok) throw new Error(await answer.text());
-      online(true);
+      online("");
       pause = 125;
       for await (const { event, data } of events(answer.body)) {
         const message = JSON.parse(data);
@@ -59,8 +72,9 @@ async function follow() {
         version = message.version;
       }
     } catch (error) {
-      console.info("The stream has ended:", error.message);
-      online(false);
+      online(error.message || "no answer");
+    } finally {
+      clearInterval(guard);
     }
     await new Promise((resolve) => setTimeout(resolve, pause));
   }
@@ -73,6 +87,7 @@ async function* events(body) {
   for (let rest = ""; ;) {
     const { done, value } = await reader.read();
     if (done) return;
+    heard = Date.now();
     const lines = value.split("\n");
     if (lines.length === 1) { parts.push(value); continue; }
     lines[0] = rest + parts.join("") + lines[0];
@@ -85,12 +100,17 @@ async function* events(body) {
   }
 }
 
-function online(yes) {
-  const live = $("live");
-  const text = yes ? "live" : "reconnecting";
-  if (live.textContent === text) return;
-  live.textContent = text;
-  live.className = `live ${yes ? "on" : "off"}`;
+// online shows whether the stream is there; why is empty, or why it is not. Without it
+// what is shown is old, and says so.
+function online(why) {
+  const live = $("live"), stale = $("stale");
+  stale.hidden = !why || !heard;
+  root.classList.toggle("old", !stale.hidden);
+  const text = why && heard ? `The scheduler's monitor does not answer. What you see is of ${new Date(heard).toLocaleTimeString()}; it goes on by itself.` : "";
+  if (stale.textContent !== text) stale.textContent = text;
+  stale.title = live.title = why;
+  live.textContent = why ? "reconnecting" : "live";
+  live.className = `live ${why ? "off" : "on"}`;
 }
 
 // --- the fleet ---
@@ -196,8 +216,7 @@ const tests = {
   free: (n) => (n.gpus || []).some((g) => g.freeSlices > 0 && g.largestFree),
   idle: (n) => (n.gpus || []).some((g) => (g.spans || []).some((s) => s.state === "Idle")),
   moving: (n) => (n.gpus || []).some((g) => (g.spans || []).some((s) => ["Assumed", "Published", "Preparing", "Leaving"].includes(s.state))),
-  trouble: (n) => n.problem || (n.gpus || []).some((g) => g.health !== "Healthy" || g.mode.pending || (g.spans || []).some((s) => s.state === "Foreign" || s.state === "Stuck")) ||
-    (n.conditions || []).some(wrong) || (n.preparations || []).some((p) => p.phase !== "Preparing"),
+  trouble,
 };
 
 function show(names = [...fleet.keys()]) {
@@ -277,7 +296,7 @@ async function refreshStory() {
   if (loading) { again = true; return; }
   loading = open;
   const [namespace, name] = open.split("/");
-  const answer = await request(`api/v1/pods/${encodeURIComponent(namespace)}/${encodeURIComponent(name)}`).catch(() => null);
+  const answer = await request(`monitor/v1/pods/${encodeURIComponent(namespace)}/${encodeURIComponent(name)}`).catch(() => null);
   if (answer?.ok && open === loading) {
     const story = await answer.json();
     tell($("story"), story, fleet.get(story.node)?.data);

@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: The dynamig Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Drawing of nodes and GPUs from the pictures of api/v1/fleet. All text goes through
+// Drawing of nodes and GPUs from the pictures of monitor/v1/fleet. All text goes through
 // textContent: names come from the cluster.
 
 /** el makes an element: el("span", {class: "x", title: "y"}, "text", child). */
@@ -112,21 +112,43 @@ function leftNode(gpu) {
     el("b", {}, `${gpu.freeSlices}`), el("span", {}, " free"), el("span", { class: "more" }, gpu.largestFree ? ` · ${gpu.largestFree}` : " · nothing fits"));
 }
 
-const bad = { ConfigInvalid: true, HardwareFailing: true, JournalLost: true, LibraryUnusable: true };
+/** down says why nothing on a node can be started now, though its GPUs are drawn as
+ the agent last reported them; "" where kubelet says nothing of the kind. */
+function down(node) {
+  const kubelet = node.kubelet;
+  if (!kubelet) return "";
+  if (!kubelet.ready) return "node not ready";
+  return kubelet.devices === 0 && (node.gpus || []).some((g) => g.offered) ? "agent down" : "";
+}
+
+const downWords = {
+  "node not ready": "Kubelet does not report: the node is not Ready. What is drawn is what the agent last said.",
+  "agent down": "Kubelet has no devices to give: the node agent is gone, or has not registered. Running pods go on; what is drawn is what the agent last said.",
+};
+
+const kinds = { ConfigInvalid: "bad", HardwareFailing: "bad", JournalLost: "bad", LibraryUnusable: "bad", Ready: "bad", ConfigRemarks: "quiet" };
 
 // wrong says whether a condition asks for an operator, as pool.Wrong does.
-export const wrong = (c) => (c.type === "Ready" ? c.status === "False" : c.status === "True" && c.type !== "ConfigRemarks");
+const wrong = (c) => (c.type === "Ready" ? c.status === "False" : c.status === "True" && c.type !== "ConfigRemarks");
+
+/** trouble reports whether a node needs somebody. */
+export function trouble(node) {
+  return node.problem || down(node) || (node.conditions || []).some(wrong) || (node.preparations || []).some((p) => p.phase !== "Preparing") ||
+    (node.gpus || []).some((g) => g.health !== "Healthy" || g.mode.pending || (g.spans || []).some((s) => s.state === "Foreign" || s.state === "Stuck"));
+}
 
 export function badges(node) {
+  const badge = (kind, words, text) => el("span", { class: `badge ${kind}`, title: words, tabindex: "0" }, text);
   const out = [];
-  if (node.problem) out.push(el("span", { class: "badge bad", title: node.problem }, "unreadable"));
+  if (node.problem) out.push(badge("bad", node.problem, "unreadable"));
+  if (down(node)) out.push(badge("bad", downWords[down(node)], down(node)));
   for (const c of node.conditions || []) {
-    if (!wrong(c)) continue;
+    if (!wrong(c) && !(c.type === "ConfigRemarks" && c.status === "True")) continue;
     const name = c.type === "Ready" ? `not ready: ${c.reason}` : c.type.replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
-    out.push(el("span", { class: `badge${bad[c.type] || c.type === "Ready" ? " bad" : ""}`, title: c.message, tabindex: "0" }, name));
+    out.push(badge(kinds[c.type] || "", c.message, name));
   }
   const failing = (node.preparations || []).filter((p) => p.phase !== "Preparing");
-  if (failing.length) out.push(el("span", { class: "badge bad", title: failing.map((p) => `${p.name || p.uid}: ${p.phase}: ${p.reason || ""}`).join("\n"), tabindex: "0" }, `${failing.length} failing`));
+  if (failing.length) out.push(badge("bad", failing.map((p) => `${p.name || p.uid}: ${p.phase}: ${p.reason || ""}`).join("\n"), `${failing.length} failing`));
   return out;
 }
 
@@ -147,7 +169,7 @@ export function rows(node, known) {
   if (node.problem) return [el("p", { class: "muted" }, node.problem)];
   return (node.gpus || []).map((g) => {
     const sick = g.health !== "Healthy";
-    return el("div", { class: `gpu${sick ? " sick" : ""}` },
+    return el("div", { class: `gpu${sick ? " sick" : ""}${down(node) ? " down" : ""}` },
       el("span", { class: "index", title: `${g.uuid}, mode ${g.mode.current}${sick ? ", unhealthy" : ""}` }, `${g.index}`),
       bar(node, g, known), leftNode(g));
   });

@@ -38,27 +38,28 @@ function steps(story) {
   }).filter(Boolean));
 }
 
-function table(rows) {
-  return el("table", {}, el("tbody", {}, ...rows));
+function table(kind, rows) {
+  return el("table", { class: kind }, el("tbody", {}, ...rows));
 }
 
+// where says what the pod has, GPU by GPU.
 function where(story, node) {
   const out = [];
-  for (const place of story.places || []) {
-    const gpu = node?.gpus?.find((g) => g.uuid === place.gpu);
-    const { span, share } = place;
-    const what = span ? `${span.profile} at slice ${span.start}` : `${share.memoryMiB} MiB${share.cores ? ` and ${share.cores}% of the cores` : ""}, shared in software,`;
-    out.push(el("p", {}, `${what} of GPU ${place.index}, node ${story.node} (${place.model})`,
-      span?.uuid ? el("span", { class: "muted" }, `  ${span.uuid}`) : ""));
-    if (gpu) {
-      const row = bar(node, gpu);
-      for (const b of row.children) {
-        b.disabled = true;
-        const its = span ? Number(b.dataset.start) === span.start && b.dataset.profile === span.profile : b.dataset.pod === `${story.namespace}/${story.name}`;
-        b.classList.add(its ? "lit" : "dim");
-      }
-      out.push(row);
+  const byGPU = new Map();
+  for (const place of story.places || []) byGPU.set(place.gpu, [...(byGPU.get(place.gpu) || []), place]);
+  for (const [uuid, places] of byGPU) {
+    for (const { span, share, index, model } of places) {
+      const what = span ? `${span.profile} at slice ${span.start}` : `${share.memoryMiB} MiB${share.cores ? ` and ${share.cores}% of the cores` : ""}, shared in software,`;
+      out.push(el("p", {}, `${what} of GPU ${index}, node ${story.node} (${model})`, span?.uuid ? el("span", { class: "muted" }, `  ${span.uuid}`) : ""));
     }
+    const gpu = node?.gpus?.find((g) => g.uuid === uuid);
+    if (!gpu) continue;
+    const row = bar(node, gpu);
+    for (const b of row.children) {
+      b.disabled = true;
+      b.classList.add(b.dataset.pod === `${story.namespace}/${story.name}` ? "lit" : "dim");
+    }
+    out.push(row);
   }
   return out;
 }
@@ -76,9 +77,9 @@ export function tell(dialog, story, node) {
   if (story.why) section("Why there", el("p", {}, story.why));
   section("Its way", steps(story));
   section("Asked for", el("p", {}, story.request));
-  section("Containers", ...(story.containers.length ? [table(story.containers.map((c) => el("tr", {},
+  section("Containers", ...(story.containers.length ? [table("containers", story.containers.map((c) => el("tr", {},
     el("td", {}, c.name), el("td", {}, c.state || "not started"), el("td", {}, [c.reason, c.message].filter(Boolean).join(": "), c.restarts ? ` ${c.restarts} restarts` : ""))))] : []));
-  section("Events", story.events.length ? table(story.events.map((e) => el("tr", { class: e.type },
+  section("Events", story.events.length ? table("events", story.events.map((e) => el("tr", { class: e.type },
     el("th", { scope: "row" }, clock(e.at)), el("td", {}, e.reason), el("td", {}, e.message)))) : el("p", { class: "muted" }, story.eventsMissing || "The cluster keeps none any more."));
   const scroll = dialog.scrollTop;
   const close = el("button", { class: "quiet", type: "button", "aria-label": "Close", onclick: () => dialog.close() }, "Close");

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 )
@@ -25,10 +26,17 @@ const chromiumVariable = "DYNAMIG_CHROMIUM"
 // patience is how long anything may take on a busy machine.
 const patience = 60 * time.Second
 
+// What pages say of their stream.
+const (
+	live  = `document.getElementById("live").textContent === "live"`
+	stale = `/does not answer. What you see is of .*\d:\d\d/.test(document.getElementById("stale").textContent) && !document.getElementById("stale").hidden`
+)
+
 // Page is one tab.
 type Page struct {
 	testing.TB
 	ctx    context.Context
+	close  context.CancelFunc
 	errors []string // exceptions, and what the page was refused by its policy
 }
 
@@ -40,12 +48,15 @@ func Open(t testing.TB, url string, width, height int64, dark bool) *Page {
 		t.Fatalf("%s is not set: run these tests with make browser", chromiumVariable)
 	}
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox,
-		chromedp.Flag("disable-dev-shm-usage", true), chromedp.WSURLReadTimeout(patience))
+		chromedp.Flag("disable-dev-shm-usage", true),
+		chromedp.IgnoreCertErrors, // the tests' certificates are their own
+		chromedp.WSURLReadTimeout(patience))
 	ctx, cancel := chromedp.NewExecAllocator(t.Context(), options...)
 	t.Cleanup(cancel)
-	ctx, cancel = chromedp.NewContext(ctx)
+	// It would log each event of a protocol newer than it knows; errors come from actions.
+	ctx, cancel = chromedp.NewContext(ctx, chromedp.WithErrorf(func(string, ...any) {}))
 	t.Cleanup(cancel)
-	p := &Page{TB: t, ctx: ctx}
+	p := &Page{TB: t, ctx: ctx, close: cancel}
 	chromedp.ListenTarget(ctx, func(event any) {
 		if e, ok := event.(*runtime.EventExceptionThrown); ok {
 			p.errors = append(p.errors, e.ExceptionDetails.Error())
@@ -57,6 +68,7 @@ func Open(t testing.TB, url string, width, height int64, dark bool) *Page {
 	}
 	p.do("opening "+url,
 		chromedp.EmulateViewport(width, height, chromedp.EmulateScale(1)),
+		emulation.SetScrollbarsHidden(true),
 		emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{
 			{Name: "prefers-color-scheme", Value: theme}, {Name: "prefers-reduced-motion", Value: "reduce"},
 		}),
@@ -68,6 +80,9 @@ func Open(t testing.TB, url string, width, height int64, dark bool) *Page {
 	})
 	return p
 }
+
+// Close ends the browser before the test does.
+func (p *Page) Close() { p.close() }
 
 func (p *Page) do(what string, actions ...chromedp.Action) {
 	p.Helper()
@@ -105,6 +120,12 @@ func (p *Page) Until(what, expression string) {
 		_ = chromedp.Run(p.ctx, chromedp.Evaluate("document.body.innerText.slice(0, 1500)", &text))
 		p.Fatalf("waiting for %s: %v; the page says:\n%s", what, err, text)
 	}
+}
+
+// Type enters text where the focus is, at once, as from the clipboard.
+func (p *Page) Type(text string) {
+	p.Helper()
+	p.do("typing", input.InsertText(text))
 }
 
 // Keys presses keys, one after the other.

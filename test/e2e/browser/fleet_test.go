@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/chromedp/chromedp/kb"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/monitor"
 	"github.com/dynamig/dynamig/pkg/pool"
 	"github.com/dynamig/dynamig/test/fleet"
@@ -36,6 +38,39 @@ func serve(t *testing.T, nodes int, part float64) (*fleet.Fleet, string) {
 	return f, s.URL
 }
 
+// TestPageTellsTroubleFromRemarks: a node whose agent or kubelet is gone says so and is
+// in trouble; a condition that is for the curious is small and no trouble.
+func TestPageTellsTroubleFromRemarks(t *testing.T) {
+	f, url := serve(t, 3, 0.6)
+	p := Open(t, url, 1280, 900, false)
+	p.Until("three nodes", live+` && document.querySelectorAll(".node").length === 3 && document.querySelectorAll(".badge").length === 0`)
+	Eval[bool](p, `document.querySelector('[data-filter="trouble"]').click() || true`)
+	p.Until("no trouble", `document.getElementById("count").textContent === "0 of 3 nodes"`)
+	kubelet := func(node string, says monitor.Kubelet) {
+		t.Helper()
+		if err := f.Kubelet(node, says); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shows := func(node, kind, text string) {
+		t.Helper()
+		p.Until(text+" of "+node, `[...document.querySelectorAll('[data-node="`+node+`"]:not([hidden]) .badge.`+kind+`')].some((b) => b.textContent === "`+text+`" && b.title)`)
+	}
+	kubelet("gpu-node-01", monitor.Kubelet{Ready: true})
+	shows("gpu-node-01", "bad", "agent down")
+	kubelet("gpu-node-02", monitor.Kubelet{Devices: 28})
+	shows("gpu-node-02", "bad", "node not ready")
+	for _, node := range []string{"gpu-node-01", "gpu-node-02"} {
+		kubelet(node, monitor.Kubelet{Devices: 28, Ready: true})
+	}
+	f.Change("gpu-node-03", func(s *v1alpha1.GPUNodeStatus) {
+		s.Conditions = append(s.Conditions, metav1.Condition{Type: "ConfigRemarks", Status: "True", Reason: "Remarks", Message: "2g.12gb has 11968 MiB, the configuration says 12288"})
+	})
+	p.Until("no trouble again", `document.getElementById("count").textContent === "0 of 3 nodes"`)
+	Eval[bool](p, `document.querySelector('[data-filter=""]').click() || true`)
+	shows("gpu-node-03", "quiet", "config remarks")
+}
+
 // TestPageShowsAndFollows: states, search, filter, keyboard and a pod's story, on
 // three nodes with some trouble.
 func TestPageShowsAndFollows(t *testing.T) {
@@ -45,7 +80,7 @@ func TestPageShowsAndFollows(t *testing.T) {
 	}
 	p := Open(t, url, 1280, 900, false)
 	p.Until("four nodes", `document.querySelectorAll(".node .bar").length === 18`)
-	p.Until("the stream", `document.getElementById("live").textContent === "live"`)
+	p.Until("the stream", live)
 	for _, state := range []string{"Used", "Preparing", "Foreign"} {
 		p.Until("a span in state "+state, `!!document.querySelector('[data-state="`+state+`"]')`)
 	}
@@ -140,7 +175,7 @@ func TestPageOfAThousandNodes(t *testing.T) {
 	paint := Eval[float64](p, `performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? -1`)
 	painted := Eval[string](p, `document.documentElement.dataset.painted`)
 	elements := Eval[int](p, `document.querySelectorAll("*").length`)
-	p.Until("the stream", `document.getElementById("live").textContent === "live"`)
+	p.Until("the stream", live)
 
 	var took []time.Duration
 	for i := range 5 {

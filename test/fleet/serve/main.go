@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/dynamig/dynamig/pkg/monitor"
+	"github.com/dynamig/dynamig/pkg/monitor/serve"
 	"github.com/dynamig/dynamig/pkg/pool"
 	"github.com/dynamig/dynamig/test/fleet"
 )
@@ -42,11 +43,12 @@ func run(ctx context.Context, nodes, port int, part float64, churn time.Duration
 	if err := f.Trouble(f.Names()); err != nil {
 		return err
 	}
-	m, err := f.Monitor(monitor.Config{BindAddress: "127.0.0.1", Port: port, InstanceMetrics: true, HAMiMetrics: true})
+	cfg := monitor.Config{BindAddress: "127.0.0.1", Port: port, InstanceMetrics: true, HAMiMetrics: true}
+	m, err := f.Monitor(cfg)
 	if err != nil {
 		return err
 	}
-	if err := m.Serve(ctx); err != nil {
+	if err := serve.Serve(ctx, cfg, m, f.Client); err != nil {
 		return err
 	}
 	fmt.Printf("http://127.0.0.1:%d/\n", port)

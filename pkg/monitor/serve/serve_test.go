@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: The dynamig Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package monitor_test
+package serve_test
 
 import (
 	"crypto/tls"
@@ -12,7 +12,10 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -21,11 +24,14 @@ import (
 	"k8s.io/client-go/util/cert"
 
 	"github.com/dynamig/dynamig/pkg/monitor"
+	"github.com/dynamig/dynamig/pkg/monitor/serve"
+	"github.com/dynamig/dynamig/pkg/pool"
 	"github.com/dynamig/dynamig/test/fleet"
 )
 
 // cluster is an API server that knows token "reader", who may get every path, and token
-// "stranger", who may get none. It has nothing else.
+// "stranger", who may get what Kubernetes' own roles let everybody whom the API server
+// knows. It has nothing else.
 func cluster(t *testing.T) kubernetes.Interface {
 	t.Helper()
 	mux := http.NewServeMux()
@@ -41,7 +47,7 @@ func cluster(t *testing.T) kubernetes.Interface {
 		var review authorizationv1.SubjectAccessReview
 		answer(t, w, r, &review, func() {
 			asked := review.Spec.NonResourceAttributes
-			review.Status.Allowed = review.Spec.User == "reader" && asked != nil && asked.Verb == "get" && asked.Path != ""
+			review.Status.Allowed = asked != nil && asked.Verb == "get" && asked.Path != "" && (review.Spec.User == "reader" || everybodys(asked.Path))
 		})
 	})
 	s := httptest.NewServer(mux)
@@ -51,6 +57,12 @@ func cluster(t *testing.T) kubernetes.Interface {
 		t.Fatal(err)
 	}
 	return client
+}
+
+// everybodys are the paths of ClusterRole system:discovery.
+func everybodys(path string) bool {
+	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	return slices.Contains([]string{"api", "apis", "healthz", "livez", "openapi", "readyz", "version"}, first)
 }
 
 // answer fills in a review and sends it back.
@@ -65,7 +77,7 @@ func answer(t *testing.T, w http.ResponseWriter, r *http.Request, review any, fi
 }
 
 // serveGuarded serves with TLS and authentication; the client trusts the certificate.
-func serveGuarded(t *testing.T, f *fleet.Fleet) (url string, client *http.Client) {
+func serveGuarded(t *testing.T, f *fleet.Fleet) (url string, reader *http.Client) {
 	t.Helper()
 	certificate, key, err := cert.GenerateSelfSignedCertKey("localhost", []net.IP{net.IPv4(127, 0, 0, 1)}, nil)
 	if err != nil {
@@ -86,7 +98,8 @@ func serveGuarded(t *testing.T, f *fleet.Fleet) (url string, client *http.Client
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := monitor.New(cfg, view, f.Journal, cluster(t)).ServeOn(t.Context(), l); err != nil {
+	client := cluster(t)
+	if err := serve.Secure(t.Context(), cfg, monitor.New(cfg, view, f.Journal, client), client, l); err != nil {
 		t.Fatal(err)
 	}
 	trusted := x509.NewCertPool()
@@ -99,8 +112,16 @@ func serveGuarded(t *testing.T, f *fleet.Fleet) (url string, client *http.Client
 // TestGuard: data is for those whom the cluster knows and lets read; the page's own
 // files are for everybody.
 func TestGuard(t *testing.T) {
-	f := newFleet(t, 0, 0)
-	addNode(t, f, "n", "A100-40GB", 1)
+	f, err := fleet.New(t.Context(), 1, pool.Options{})
+	if err == nil {
+		err = f.AddNode("n", "A100-40GB", 1)
+	}
+	if err == nil {
+		err = f.WaitNode(t.Context(), "n")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	f.Create(fleet.Pod{Namespace: "ns", Name: "p", GPUs: 1})
 	url, client := serveGuarded(t, f)
 	ask := func(path, token string) int {
@@ -119,8 +140,14 @@ func TestGuard(t *testing.T) {
 		answer.Body.Close() // a stream has no end
 		return answer.StatusCode
 	}
-	eventually(t, "the pod", func() bool { return ask("/api/v1/pods/ns/p", "reader") == http.StatusOK })
-	for _, path := range []string{"/metrics", "/api/v1/fleet", "/api/v1/nodes/n", "/api/v1/pods/ns/p", "/api/v1/watch"} {
+	deadline := time.Now().Add(time.Minute)
+	for ask("/monitor/v1/pods/ns/p", "reader") != http.StatusOK {
+		if time.Now().After(deadline) {
+			t.Fatal("waiting for the pod in vain")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	for _, path := range []string{"/metrics", "/monitor/v1/fleet", "/monitor/v1/nodes/n", "/monitor/v1/pods/ns/p", "/monitor/v1/watch"} {
 		for token, want := range map[string]int{
 			"": http.StatusUnauthorized, "nobody": http.StatusUnauthorized, "stranger": http.StatusForbidden, "reader": http.StatusOK,
 		} {
@@ -132,6 +159,25 @@ func TestGuard(t *testing.T) {
 	for _, path := range []string{"/", "/app.js", "/healthz"} {
 		if got := ask(path, ""); got != http.StatusOK {
 			t.Errorf("%s: %d, want %d", path, got, http.StatusOK)
+		}
+	}
+}
+
+func TestWhatCannotBeServed(t *testing.T) {
+	f, err := fleet.New(t.Context(), 1, pool.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, cfg := range map[string]monitor.Config{
+		"reading the monitor's certificate":            {BindAddress: "127.0.0.1", Port: 0x7fff, CertFile: "none", KeyFile: "none"},
+		"choose another with --monitor-port, or 0 for": {BindAddress: "192.0.2.1", Port: 9395},
+	} {
+		m, err := f.Monitor(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := serve.Serve(t.Context(), cfg, m, f.Client); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v, want %q", cfg, err, want)
 		}
 	}
 }
