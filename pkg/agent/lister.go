@@ -26,9 +26,9 @@ type lister struct {
 
 // listing is what the driver said of the node.
 type listing struct {
-	began   atomic.Int64  // Unix, ns; 0 while it waits for the reset of a GPU
-	done    chan struct{} // closed when the rest is filled in
-	version string        // of the driver
+	began   atomic.Pointer[time.Time] // nil while it waits for the reset of a GPU
+	done    chan struct{}             // closed when the rest is filled in
+	version string                    // of the driver
 	gpus    []nvml.GPU
 	missing []string // GPUs that do not answer, sentences
 	err     error
@@ -36,12 +36,14 @@ type listing struct {
 
 // list replaces last. An error leaves it as it is.
 func (l *lister) list(ctx context.Context) error {
-	if l.running != nil && l.running.late(l.hang) {
-		select {
-		case <-l.running.done: // what it says is old
-			l.running = nil
-		default:
-			return l.running.hangs()
+	if l.running != nil {
+		if late := l.running.late(l.hang); late != nil {
+			select {
+			case <-l.running.done: // what it says is old
+				l.running = nil
+			default:
+				return late
+			}
 		}
 	}
 	if l.running == nil {
@@ -54,8 +56,8 @@ func (l *lister) list(ctx context.Context) error {
 		case <-l.running.done:
 			ended = true
 		case <-time.After(l.hang):
-			if l.running.late(l.hang) {
-				return l.running.hangs()
+			if late := l.running.late(l.hang); late != nil {
+				return late
 			}
 		case <-ctx.Done():
 			return ctx.Err()
@@ -71,19 +73,20 @@ func (l *lister) list(ctx context.Context) error {
 
 func (n *listing) held(waits bool) {
 	if waits {
-		n.began.Store(0)
+		n.began.Store(nil)
 	} else {
-		n.began.Store(time.Now().UnixNano())
+		n.began.Store(new(time.Now()))
 	}
 }
 
-func (n *listing) late(hang time.Duration) bool {
+// late says so if the listing should have returned by now.
+func (n *listing) late(hang time.Duration) error {
 	began := n.began.Load()
-	return began != 0 && time.Since(time.Unix(0, began)) >= hang
-}
-
-func (n *listing) hangs() error {
-	return fmt.Errorf("the driver has been listing them since %s; look for NVRM in the kernel log, and reset the GPU that hangs or reboot the node", time.Unix(0, n.began.Load()).UTC().Format(time.TimeOnly))
+	if began == nil || time.Since(*began) < hang {
+		return nil
+	}
+	return fmt.Errorf("the driver has been listing them since %s; look for NVRM in the kernel log, and reset the GPU that hangs or reboot the node",
+		began.UTC().Format(time.TimeOnly))
 }
 
 func (n *listing) ask(ctx context.Context, s *session) {

@@ -49,19 +49,27 @@ func become(program string) error {
 	return syscall.Exec(program, os.Args, os.Environ())
 }
 
-// install filters the calls that change what a name in a directory stands for.
-// (Go's os package has no other calls than these for Rename and Remove.)
+// install filters the calls that change what a name in a directory stands for, and
+// those that ask for the time of day. (Go's os package has no other calls than these
+// for Rename and Remove.)
 func install() (listener int, err error) {
-	calls := []uint32{unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_UNLINKAT}
-	program := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}} // the call's number
-	for i, nr := range calls {
-		program = append(program, unix.SockFilter{
-			Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: nr, Jt: uint8(len(calls) - i),
-		})
+	jump := func(equal uint32, yes, no uint8) unix.SockFilter { // so many instructions on
+		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: equal, Jt: yes, Jf: no}
 	}
-	program = append(program,
-		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
-		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_USER_NOTIF})
+	load := func(offset uint32) unix.SockFilter { // of struct seccomp_data
+		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
+	}
+	program := []unix.SockFilter{
+		load(0), // the call's number
+		jump(unix.SYS_RENAMEAT, 6, 0),
+		jump(unix.SYS_RENAMEAT2, 5, 0),
+		jump(unix.SYS_UNLINKAT, 4, 0),
+		jump(unix.SYS_CLOCK_GETTIME, 0, 2),
+		load(16), // its first argument
+		jump(unix.CLOCK_REALTIME, 1, 0),
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_USER_NOTIF},
+	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return 0, fmt.Errorf("giving up privileges: %w", err)
 	}

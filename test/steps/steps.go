@@ -14,6 +14,9 @@
 // Words: a step is one such call below the directories; steps are counted from 1
 // since Start or Arm. A file that is written under another name and then renamed is one step.
 //
+// SetClock lets the program's time of day jump in the same way: it is told another
+// one when it asks.
+//
 // It needs Linux 5.9 and the right to install a seccomp filter (any process that
 // gives up new privileges has it). steps does not know what the program is.
 package steps
@@ -37,6 +40,7 @@ type Process struct {
 	cmd      *exec.Cmd
 	listener int
 	dirs     []string
+	clock    clock
 	watching sync.WaitGroup
 	done     chan struct{} // closed when the program has ended
 	err      error         // how it ended; valid after done
@@ -60,13 +64,14 @@ func Start(cmd *exec.Cmd, at int, after bool, dirs ...string) (*Process, error) 
 	if cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}
-	cmd.Env = append(cmd.Env, wrapped+"="+cmd.Path)
+	program := cmd.Path
+	cmd.Env = append(cmd.Env, wrapped+"="+program)
 	cmd.Path, cmd.ExtraFiles = "/proc/self/exe", []*os.File{theirs}
 	err = errors.Join(cmd.Start(), theirs.Close())
 	if err != nil {
 		return nil, fmt.Errorf("starting %s: %w", cmd.Args[0], err)
 	}
-	p := &Process{cmd: cmd, dirs: dirs, at: at, after: after, done: make(chan struct{})}
+	p := &Process{cmd: cmd, dirs: dirs, clock: clock{program: program}, at: at, after: after, done: make(chan struct{})}
 	if p.listener, err = receive(pair[0]); err != nil {
 		return nil, errors.Join(fmt.Errorf("starting %s: %w", cmd.Args[0], err), cmd.Process.Kill(), cmd.Wait())
 	}
@@ -145,6 +150,7 @@ type response struct {
 // watch answers the kernel until the program has ended.
 func (p *Process) watch() {
 	defer unix.Close(p.listener)
+	defer p.clock.close()
 	for {
 		fds := []unix.PollFd{{Fd: int32(p.listener), Events: unix.POLLIN}}
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
@@ -160,13 +166,19 @@ func (p *Process) watch() {
 		if p.ioctl(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)) != 0 {
 			continue // who asked is dead
 		}
-		if p.stops(&n) {
+		switch clock := n.nr == unix.SYS_CLOCK_GETTIME; {
+		case clock && p.clock.tell(&n):
+			p.answer(response{id: n.id})
+		case !clock && p.stops(&n):
 			_ = p.cmd.Process.Kill()
-			continue
+		default:
+			p.answer(response{id: n.id, allow: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE})
 		}
-		p.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&response{id: n.id, allow: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}))
 	}
 }
+
+// answer lets a call return; who made it may be dead by now.
+func (p *Process) answer(r response) { p.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&r)) }
 
 func (p *Process) ioctl(request uintptr, arg unsafe.Pointer) unix.Errno {
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(p.listener), request, uintptr(arg))

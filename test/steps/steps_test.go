@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 )
 
 // asProgram makes the test program one that changes files in a directory.
@@ -23,6 +24,47 @@ func TestMain(m *testing.M) {
 		return
 	}
 	os.Exit(m.Run())
+}
+
+// Durations of a program go on while its time of day jumps; so do those of this test.
+func TestTheClockJumps(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "clock")
+	if text, err := exec.Command("go", "build", "-o", program, "testdata/clock.go").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	cmd := exec.Command(program)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Start(cmd, 0, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, hours := range []int{0, 6, -6, 0} {
+		offset := time.Duration(hours) * time.Hour
+		if err := p.SetClock(offset); err != nil {
+			t.Fatal(err)
+		}
+		var day, since int64
+		if _, err := fmt.Fprintln(in); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fscan(out, &day, &since); err != nil {
+			t.Fatal(err)
+		}
+		if off := time.Until(time.Unix(day, 0)) - offset; off.Abs() > time.Hour || since > 3600 {
+			t.Errorf("%d hours on, the program's time is off by %s, and %d s after its start", hours, off, since)
+		}
+	}
+	if err := in.Close(); err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
 }
 
 // work makes a, makes b under another name, removes a. The changes outside are
