@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 
@@ -121,6 +122,9 @@ func (o *options) agentConfig() (agent.Config, error) {
 		Resource: o.resource(),
 		HAMiCore: hamicore.Dir{Path: o.hamiCoreDir, Lock: o.hamiCoreLock},
 		Client:   client, GPUNodes: gpuNodes.DynamigV1alpha1(),
+		KubeletPods: func(ctx context.Context) ([]*v1.Pod, error) {
+			return deviceplugin.ListPods(ctx, filepath.Join(o.kubeletDir, "pods-api", "pods-api.sock"))
+		},
 	}, nil
 }
 

@@ -65,6 +65,10 @@ type Config struct {
 	Client   kubernetes.Interface
 	GPUNodes typed.GPUNodesGetter
 
+	// KubeletPods lists the pods that kubelet knows, static ones included. It is asked
+	// until the API server has answered. nil: never.
+	KubeletPods func(context.Context) ([]*v1.Pod, error)
+
 	Timing Timing // zero fields have defaults
 
 	// DryRun: nothing is written, neither to the disk nor to the API server. Open
@@ -214,7 +218,7 @@ func (a *Agent) Run(ctx context.Context, slots Slots) error {
 	g, ctx := errgroup.WithContext(ctx)
 	a.firstNode(ctx)
 	a.reload(ctx)
-	g.Go(func() error { return watchPods(ctx, a.config.Client, a.config.Node, a.config.Resource, a.owners) })
+	g.Go(func() error { return a.watchPods(ctx) })
 	g.Go(func() error {
 		a.manage(ctx)
 		return nil

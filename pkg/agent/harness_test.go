@@ -91,6 +91,8 @@ type bench struct {
 
 	library hamicore.Dir // for software shares; zero = none
 
+	kubeletPods func(context.Context) ([]*v1.Pod, error) // what kubelet knows; nil = it does not tell
+
 	agent  *Agent
 	reload func() // the configuration files have changed
 	cancel context.CancelFunc
@@ -165,7 +167,7 @@ func (b *bench) start() {
 			return driver, nil
 		},
 		Nodes: nvml.Capabilities{Root: b.root}, Openers: b.open, Reset: b.reset, HAMiCore: b.library,
-		Client: b.client, GPUNodes: b.gpuNodes.DynamigV1alpha1(), Timing: b.timing,
+		Client: b.client, GPUNodes: b.gpuNodes.DynamigV1alpha1(), KubeletPods: b.kubeletPods, Timing: b.timing,
 	})
 	if err != nil {
 		b.t.Fatal(err)
@@ -336,6 +338,15 @@ func uidOf(name string) types.UID { return types.UID("uid-" + name) }
 // bind makes a pod appear on the node.
 func (b *bench) bind(p pod) {
 	b.t.Helper()
+	if _, err := b.client.CoreV1().Pods("default").Create(b.t.Context(), b.object(p), metav1.CreateOptions{}); err != nil {
+		b.t.Fatal(err)
+	}
+	synctest.Wait()
+}
+
+// object is the pod as the API server has it.
+func (b *bench) object(p pod) *v1.Pod {
+	b.t.Helper()
 	out := &v1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: p.name, UID: uidOf(p.name)},
 		Spec: v1.PodSpec{NodeName: nodeName, SchedulerName: v1alpha1.SchedulerName, Containers: []v1.Container{{
@@ -362,10 +373,7 @@ func (b *bench) bind(p pod) {
 	if p.mutate != nil {
 		p.mutate(out)
 	}
-	if _, err := b.client.CoreV1().Pods("default").Create(b.t.Context(), out, metav1.CreateOptions{}); err != nil {
-		b.t.Fatal(err)
-	}
-	synctest.Wait()
+	return out
 }
 
 // change changes a pod of the node.

@@ -127,6 +127,12 @@ func (j *journal) read(f func(*content)) {
 	f(&j.content)
 }
 
+// whole reports whether nothing of an earlier run is lost.
+func (j *journal) whole() (whole bool) {
+	j.read(func(c *content) { whole = c.Lost == "" })
+	return whole
+}
+
 // commit makes every change so far durable. It writes nothing when there is none.
 // After an error the changes stay in memory, and the next commit tries again.
 func (j *journal) commit() error {

@@ -172,14 +172,20 @@ func (s *owners) sync(pods []*v1.Pod) {
 			s.see(pod)
 		}
 		s.synced, s.urgent = true, true
+		s.admitAll() // who was contested may be refused now
 	})
 }
 
-// observe takes the newest state of a pod that is bound to this node.
-func (s *owners) observe(pod *v1.Pod) {
-	if asksForGPUs(pod) {
-		s.do(func() { s.see(pod) })
+// observe takes the newest state of pods that are bound to this node.
+func (s *owners) observe(pods ...*v1.Pod) {
+	if !slices.ContainsFunc(pods, asksForGPUs) {
+		return
 	}
+	s.do(func() {
+		for _, pod := range pods {
+			s.see(pod)
+		}
+	})
 }
 
 // end says that a pod is gone. Idempotent.
@@ -387,10 +393,12 @@ func (s *owners) admit(o *owner) {
 // ones.
 const grace = 3 * time.Second
 
-// contest refuses an owner whose placement another has, after the grace.
+// contest refuses an owner whose placement another has, after the grace, and not
+// before every pod has been seen: the other may be known from the journal only, and
+// be gone.
 func (s *owners) contest(o *owner, why string) {
 	switch {
-	case time.Since(o.since) >= grace:
+	case s.synced && time.Since(o.since) >= grace:
 		s.refuse(o, why)
 	case o.contested == "":
 		time.AfterFunc(grace-time.Since(o.since), func() { s.do(s.admitAll) })

@@ -10,13 +10,14 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	coreinformers "k8s.io/client-go/informers/core/v1"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 )
@@ -28,24 +29,30 @@ const annotationConfigSource = "kubernetes.io/config.source"
 
 // watchPods brings every bound pod of the node to the owners, and tells them when
 // a complete list has been seen. It returns when ctx ends.
-//
-// count is the name of the resource that counts devices; the owners see it under
-// HAMi's name.
-func watchPods(ctx context.Context, client kubernetes.Interface, node string, count v1.ResourceName, owners *owners) error {
-	informer := coreinformers.NewFilteredPodInformer(client, v1.NamespaceAll, 0, cache.Indexers{},
+func (a *Agent) watchPods(ctx context.Context) error {
+	informer := coreinformers.NewFilteredPodInformer(a.config.Client, v1.NamespaceAll, 0, cache.Indexers{},
 		func(o *metav1.ListOptions) {
-			o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", node).String()
+			o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", a.config.Node).String()
 		})
-	if err := informer.SetTransform(func(obj any) (any, error) { return compact(obj, count) }); err != nil {
+	err := informer.SetTransform(func(obj any) (any, error) {
+		if pod, ok := obj.(*v1.Pod); ok {
+			return compact(pod, a.config.Resource), nil
+		}
+		return obj, nil
+	})
+	if err != nil {
 		return fmt.Errorf("watching pods: %w", err)
 	}
-	w := podWatch{node: node, owners: owners}
+	w := podWatch{node: a.config.Node, count: a.config.Resource, owners: a.owners, begins: make(chan struct{})}
 	if _, err := informer.AddEventHandler(&w); err != nil {
 		return fmt.Errorf("watching pods: %w", err)
 	}
 	var done sync.WaitGroup
-	done.Go(func() { informer.RunWithContext(ctx) })
 	defer done.Wait()
+	done.Go(func() { informer.RunWithContext(ctx) })
+	if list := a.config.KubeletPods; list != nil && a.journal.whole() {
+		done.Go(func() { w.askKubelet(ctx, list) })
+	}
 	if cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
 		w.begin(informer.GetStore())
 	}
@@ -53,12 +60,9 @@ func watchPods(ctx context.Context, client kubernetes.Interface, node string, co
 	return nil
 }
 
-// compact keeps of a pod what the agent reads: a node has up to some hundred.
-func compact(obj any, count v1.ResourceName) (any, error) {
-	pod, ok := obj.(*v1.Pod)
-	if !ok {
-		return obj, nil
-	}
+// compact keeps of a pod what the agent reads: a node has up to some hundred. count
+// is the name of the resource that counts devices; the owners see it under HAMi's name.
+func compact(pod *v1.Pod, count v1.ResourceName) *v1.Pod {
 	out := &v1.Pod{ObjectMeta: metav1.ObjectMeta{
 		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion,
 		CreationTimestamp: pod.CreationTimestamp, DeletionTimestamp: pod.DeletionTimestamp,
@@ -72,7 +76,7 @@ func compact(obj any, count v1.ResourceName) (any, error) {
 	out.Spec.InitContainers = compactContainers(pod.Spec.InitContainers, count)
 	out.Spec.Containers = compactContainers(pod.Spec.Containers, count)
 	out.Status.Phase = pod.Status.Phase
-	return out, nil
+	return out
 }
 
 func compactContainers(in []v1.Container, count v1.ResourceName) []v1.Container {
@@ -96,14 +100,15 @@ func compactContainers(in []v1.Container, count v1.ResourceName) []v1.Container 
 // are taken from that list, in an order that does not depend on chance.
 type podWatch struct {
 	node   string
+	count  v1.ResourceName // that counts devices
 	owners *owners
+	begins chan struct{} // closed when the first list of the API server is complete
 
-	mu    sync.Mutex // guards begun, and keeps begin and events apart
+	mu    sync.Mutex // guards begun, and keeps begin, events and kubelet's lists apart
 	begun bool
 }
 
-// begin passes the first list on: pods that run first, then the oldest, since
-// where the journal is lost nothing else tells who had an instance.
+// begin passes the first list on.
 //
 // The store changes before an event is passed on, so that with the lock held over
 // listing nothing falls between list and events; some pods may come twice.
@@ -111,12 +116,20 @@ func (w *podWatch) begin(store cache.Store) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.begun = true
+	close(w.begins)
 	var pods []*v1.Pod
 	for _, obj := range store.List() {
-		if pod, ok := obj.(*v1.Pod); ok && pod.Spec.NodeName == w.node {
+		if pod, ok := obj.(*v1.Pod); ok {
 			pods = append(pods, pod)
 		}
 	}
+	w.owners.sync(w.ordered(pods))
+}
+
+// ordered picks the node's pods: those that run first, then the oldest, since where
+// the journal is lost nothing else tells who had an instance.
+func (w *podWatch) ordered(all []*v1.Pod) []*v1.Pod {
+	pods := slices.DeleteFunc(all, func(pod *v1.Pod) bool { return pod.Spec.NodeName != w.node })
 	rank := func(p *v1.Pod) int {
 		if p.Status.Phase == v1.PodRunning {
 			return 0
@@ -126,7 +139,47 @@ func (w *podWatch) begin(store cache.Store) {
 	slices.SortFunc(pods, func(a, b *v1.Pod) int {
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
 	})
-	w.owners.sync(pods)
+	return pods
+}
+
+// Pauses before questions to kubelet. The API server mostly answers before the first.
+const (
+	firstQuestion = time.Second
+	lastQuestion  = 10 * time.Second
+)
+
+// askKubelet passes on what kubelet knows of the node's pods until the API server has
+// answered, so that an agent which starts without one can prepare them. Pods that
+// kubelet does not show are not ended by that: it may not have heard of them yet.
+func (w *podWatch) askKubelet(ctx context.Context, list func(context.Context) ([]*v1.Pod, error)) {
+	for pause := firstQuestion; ; pause = min(2*pause, lastQuestion) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.begins:
+			return
+		case <-time.After(pause):
+		}
+		pods, err := list(ctx)
+		if err != nil {
+			klog.FromContext(ctx).V(4).Info("Kubelet does not tell of its pods", "err", err)
+			continue
+		}
+		w.foresee(pods)
+	}
+}
+
+// foresee passes on what kubelet knows. Once the API server has answered that is
+// nothing new.
+func (w *podWatch) foresee(pods []*v1.Pod) {
+	for i := range pods {
+		pods[i] = compact(pods[i], w.count)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.begun {
+		w.owners.observe(w.ordered(pods)...)
+	}
 }
 
 // OnAdd implements cache.ResourceEventHandler.

@@ -76,9 +76,9 @@ func (r *podResources) list(ctx context.Context) ([]listed, error) {
 	}
 }
 
-// run makes the calls until ctx ends.
-func (r *podResources) run(ctx context.Context) error {
-	conn, err := grpc.NewClient("unix://"+r.socket,
+// dial returns a client of one of kubelet's sockets, which needs not be there yet.
+func dial(socket string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("unix://"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxListBytes)),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -87,7 +87,16 @@ func (r *podResources) run(ctx context.Context) error {
 			MinConnectTimeout: listTimeout, // else an attempt is cut off after BaseDelay
 		}))
 	if err != nil {
-		return fmt.Errorf("using PodResources socket %s: %w", r.socket, err)
+		return nil, fmt.Errorf("using kubelet's socket %s: %w", socket, err)
+	}
+	return conn, nil
+}
+
+// run makes the calls until ctx ends.
+func (r *podResources) run(ctx context.Context) error {
+	conn, err := dial(r.socket)
+	if err != nil {
+		return err
 	}
 	defer func() { _ = conn.Close() }()
 	client := podresources.NewPodResourcesListerClient(conn)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/dynamig/dynamig/test/kubelet"
 	"github.com/dynamig/dynamig/test/node"
 )
 
@@ -150,6 +151,60 @@ func TestAPIServerIsAway(t *testing.T) {
 		if err := p.Check(); err != nil {
 			t.Errorf("pod %s: %v", p.Name, err)
 		}
+	}
+}
+
+// TestKubeletTellsOfPodsWhileTheAPIServerIsAway: an agent that starts then serves a pod
+// that it has never seen, which kubelet knows. Where kubelet does not tell, the pod
+// waits for the API server.
+func TestKubeletTellsOfPodsWhileTheAPIServerIsAway(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		tells bool
+		with  func(*kubelet.Kubelet)
+	}{
+		{"it tells", true, func(*kubelet.Kubelet) {}},
+		{"it has started anew", false, func(k *kubelet.Kubelet) { k.Initializing = true }},
+		{"it does not serve its Pods API", false, func(k *kubelet.Kubelet) { k.NoPodsAPI = true }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n, pods := twoPods(t)
+			n.KillAgent()
+			n.Kubelet.Stop()
+			c.with(n.Kubelet)
+			n.Kubelet.Run()
+			unseen := n.BindUnseen("unseen", "main=0:1g.5gb@5")
+			n.API.Stop()
+			n.StartAgent(0, false)
+			n.Kubelet.AwaitCapacity(7)
+			unseen.Run()
+			if c.tells {
+				unseen.Await(node.Running)
+			} else {
+				n.Await("the start to be refused", func() error {
+					if _, reason := unseen.State(); !strings.Contains(reason, "is not known here") {
+						return errors.New(reason)
+					}
+					return nil
+				})
+			}
+			if err := n.API.Start(); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range append(pods, unseen) {
+				p.Await(node.Running)
+				if err := p.Check(); err != nil {
+					t.Errorf("pod %s: %v", p.Name, err)
+				}
+			}
+			n.Await("the report", func() error {
+				want := "2g.10gb@0:Live/x 1g.5gb@2:Live/x 1g.5gb@3:Live/y 1g.5gb@4:Live/y 1g.5gb@5:Live/unseen"
+				if got := n.Reported(0); got != want {
+					return fmt.Errorf("%q, want %q", got, want)
+				}
+				return nil
+			})
+		})
 	}
 }
 

@@ -6,7 +6,9 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -127,6 +129,69 @@ func restartAPIServer(ctx context.Context) error {
 		return nil
 	}
 	return st.StartScheduler(ctx)
+}
+
+// TestAgentStartsWithoutTheAPIServer: it has never seen a pod that kubelet is starting,
+// and learns of it by kubelet's own Pods API.
+func TestAgentStartsWithoutTheAPIServer(t *testing.T) {
+	n := node(t, "node1")
+	onlyWholeGPUs(t)
+	kept := keep(t, "gpu=1 gpumem=4000") // and makes room beside it
+	journal, before := nodePath(t, n, "/var/lib/dynamig/journal.json"), looked(t, n)
+	text, err := os.ReadFile(journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hold(t, n, sim.CallCreateGPUInstance, untilKilled)
+	freeze(t, n.Process("containerd"))
+	unseen := newPod("unseen", "gpu=1 gpumem=4000")
+	unseen.Spec.AutomountServiceAccountToken = new(false) // kubelet would ask the API server for one
+	pod := create(t, unseen)
+	err = stack.Until(t.Context(), "the pod to be admitted", func() (bool, error) {
+		return admitted(t, n, pod) && looked(t, n).calls > before.calls, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pod, err = st.Kube.CoreV1().Pods(namespace).Get(t.Context(), pod.Name, metav1.GetOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	api := st.Cluster.Process("kube-apiserver")
+	t.Cleanup(func() {
+		if !api.Running() {
+			if err := restartAPIServer(context.WithoutCancel(t.Context())); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	err = errors.Join(n.Agent().Kill(t.Context()), world(t, n).ClearFaults(), api.Kill(t.Context()),
+		os.WriteFile(journal, text, 0o600)) // as if the agent had died before it saw the pod
+	if err == nil {
+		err = n.Agent().Restart(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	thaw(t, n.Process("containerd"))
+	err = stack.Until(t.Context(), "the pod's CDI file, without an API server", func() (bool, error) {
+		files, err := filepath.Glob(filepath.Join(nodePath(t, n, "/var/run/cdi"), "dynamig.io-slot_*.json"))
+		return slices.ContainsFunc(files, func(file string) bool {
+			text, err := os.ReadFile(file)
+			return err == nil && bytes.Contains(text, []byte(pod.UID))
+		}), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := uuids(t, pod); len(got) != 1 || got[0] == "" {
+		t.Errorf("without an API server the pod has instances %q, want one", got)
+	}
+	if err := restartAPIServer(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	agree(t, waitPod(t, pod.Name, stack.Running))
+	kept.check(t)
+	tidy(t, n)
 }
 
 // TestFullNodeAtOnce: two controllers fill the node at the same time, and each pod has
@@ -301,15 +366,21 @@ func hold(t *testing.T, n *stack.Node, call string, long time.Duration) {
 // admitted reports whether kubelet has given slots to a pod: its checkpoint has them.
 func admitted(t *testing.T, n *stack.Node, pod *v1.Pod) bool {
 	t.Helper()
-	path, err := n.Path("/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint")
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(path)
+	text, err := os.ReadFile(nodePath(t, n, "/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return bytes.Contains(text, []byte(pod.UID))
+}
+
+// nodePath is where a file of the node is found.
+func nodePath(t *testing.T, n *stack.Node, path string) string {
+	t.Helper()
+	path, err := n.Path(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // freeze stops a process until it is thawed or killed, at the end of the test at the

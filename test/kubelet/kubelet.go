@@ -2,12 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package kubelet is a model of kubelet's device manager, for tests: it speaks the
-// real device plugin and PodResources protocols and writes the real checkpoint, and
-// it does on purpose at random what kubelet may do in any order.
+// real device plugin, PodResources and Pods protocols and writes the real checkpoint,
+// and it does on purpose at random what kubelet may do in any order.
 //
 //	plugin --Register--> Kubelet --ListAndWatch, Allocate, PreStartContainer--> plugin
 //	                        |
-//	                        +--> checkpoint file, PodResources
+//	                        +--> checkpoint file, PodResources, Pods API
 //
 // kubelet knows slots and pods. It does not start containers: who calls it says
 // when a container starts, and looks at what the runtime would see.
@@ -31,9 +31,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 	podresources "k8s.io/kubelet/pkg/apis/podresources/v1"
+	pods "k8s.io/kubelet/pkg/apis/pods/v1alpha1"
 )
 
 // Resource is what the plugin must offer.
@@ -56,6 +58,7 @@ type Pod struct {
 	UID             types.UID
 	Namespace, Name string
 	Inits, Apps     []Container // Apps also has the sidecars
+	Object          *v1.Pod     // for the Pods API, which does not show a pod without
 }
 
 // Container is a container of a pod. It asks for as many slots as it has devices,
@@ -80,13 +83,17 @@ func (p *Pod) Container(name string) Container {
 type Kubelet struct {
 	pluginapi.UnimplementedRegistrationServer
 	podresources.UnimplementedPodResourcesListerServer
+	pods.UnimplementedPodsServer
 	T        T
 	Dir      string // kubelet's root directory
 	server   *grpc.Server
 	lister   *grpc.Server
+	pods     *grpc.Server
 	running  sync.WaitGroup
 	Limit    *rate.Limiter
 	admitted sync.Mutex // one pod is admitted at a time
+
+	NoPodsAPI bool // the Pods API is not served, as before Kubernetes 1.37; from the next Run on
 
 	// Hooks for races; set before use.
 	BeforeAllocate func() // between picking slots and calling Allocate
@@ -98,9 +105,11 @@ type Kubelet struct {
 	options      *pluginapi.DevicePluginOptions
 	Sockets      []string // of all registrations
 	healthy, all map[string]bool
-	Lists        int // ListAndWatch updates
-	ListCalls    int // PodResources calls
-	Rejected     int // PodResources calls over the limit
+	Lists        int  // ListAndWatch updates
+	ListCalls    int  // PodResources calls
+	Rejected     int  // PodResources calls over the limit
+	PodCalls     int  // ListPods calls
+	Initializing bool // it has not heard of its pods from the API server since its start
 	Active       map[types.UID]*Pod
 	Holds        map[types.UID]map[string]Hold // by pod and container
 	changed      chan struct{}
@@ -149,6 +158,11 @@ func (k *Kubelet) Run() {
 	pluginapi.RegisterRegistrationServer(k.server, k)
 	podresources.RegisterPodResourcesListerServer(k.lister, k)
 	k.serve(k.lister, k.PodResources())
+	k.pods = grpc.NewServer()
+	if !k.NoPodsAPI {
+		pods.RegisterPodsServer(k.pods, k)
+		k.serve(k.pods, k.PodsAPI())
+	}
 	k.Serve()
 	k.Started = time.Now()
 }
@@ -185,6 +199,8 @@ func (k *Kubelet) Stop() {
 	k.Mu.Unlock()
 	k.server.Stop()
 	k.lister.Stop()
+	k.pods.Stop()
+	_ = os.Remove(k.PodsAPI())
 	k.running.Wait()
 }
 

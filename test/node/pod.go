@@ -91,6 +91,7 @@ func (n *Node) BindUnseen(name string, containers ...string) *Pod {
 		n.T.Fatal(err)
 	}
 	p.object.Annotations = map[string]string{v1alpha1.AnnotationAllocation: annotation}
+	p.inner.Object = p.object
 	n.mu.Lock()
 	n.pods[string(p.UID)] = p
 	n.mu.Unlock()
