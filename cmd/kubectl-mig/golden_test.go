@@ -93,6 +93,8 @@ func TestGolden(t *testing.T) {
 		{"history-pod", "cluster.yaml", "history pod gpu-pod", exitFine, false},
 		{"history-gone", "cluster.yaml", "history pod gone", exitFine, false},
 		{"history-node", "cluster.yaml", "history node node2", exitFine, false},
+		{"export", "cluster.yaml", "export node1", exitFine, true},
+		{"export-none", "cluster.yaml", "export nowhere", exitError, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, kubeconfig := serve(t, tc.fixture)

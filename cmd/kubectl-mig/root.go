@@ -34,7 +34,7 @@ would not fit).`,
 	access.addFlags(root.PersistentFlags())
 	hideFlags(root.PersistentFlags())
 	root.AddCommand(newStatusCommand(s, access), newExplainCommand(s, access), newWhatIfCommand(s, access),
-		newHistoryCommand(s, access), newReplayCommand(s), newVersionCommand(s))
+		newHistoryCommand(s, access), newExportCommand(s, access), newReplayCommand(s), newVersionCommand(s))
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {

@@ -32,6 +32,7 @@ type options struct {
 	simRoot      string
 	deviceConfig string
 	nodeConfig   string
+	migParted    string
 	stateDir     string
 	kubeletDir   string
 	cdiDir       string
@@ -60,6 +61,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	o.driverFlags(flags)
 	flags.StringVar(&o.deviceConfig, "device-config", "", "device configuration `file`, HAMi's device-config.yaml (default: none)")
 	flags.StringVar(&o.nodeConfig, "node-config", "", "node configuration `file`, HAMi's config.json (default: none, so that nothing is offered)")
+	flags.StringVar(&o.migParted, "mig-parted-config", "", "mig-parted's configuration `file`, of which entries of the node configuration name configurations as migconfig (default: none)")
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/dynamig", "`directory` for what must survive restarts")
 	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root `directory`")
 	flags.StringVar(&o.cdiDir, "cdi-dir", cdi.DefaultPath, "`directory` of CDI files that the container runtime reads")

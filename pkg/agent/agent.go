@@ -50,6 +50,8 @@ type Config struct {
 	DeviceConfig string // file; empty = the defaults
 	NodeConfig   string // file; empty = the node is not configured
 
+	MIGPartedConfig string // file; empty = the node configuration may name none of its configurations
+
 	Open    func() (nvml.Driver, error) // opens an NVML session, also after one was lost
 	Nodes   Nodes
 	Openers func([]DeviceNumber) ([]int, error) // processes that hold devices open; see Openers

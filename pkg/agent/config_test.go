@@ -5,6 +5,8 @@ package agent
 
 import (
 	"errors"
+	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -14,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/config"
 	"github.com/dynamig/dynamig/pkg/nvml"
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
 )
@@ -107,6 +110,51 @@ func TestExcludedGPUIsNeverTouched(t *testing.T) {
 		}
 		b.bind(pod{name: "a", devices: b.on(1, "1g.5gb@0")})
 		b.expectText("phase", b.phaseOf("a"), "filterdevices excludes the GPU")
+	})
+}
+
+// A configuration of mig-parted says which GPUs are ours and what they are cut
+// within; what is exported of the node afterwards is what its pods hold.
+func TestGPUsAreCutWithinMIGPartedsConfiguration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 3)
+		b.wrap = func(d nvml.Driver) nvml.Driver { return &touchy{Driver: d, t: t, gpu: nvml.GPUID(b.gpus[2])} }
+		b.migParted = filepath.Join(b.dir, "mig-parted.yaml")
+		const layout = "version: v1\nmig-configs:\n  ours:\n  - {devices: [0, 1], mig-enabled: true, mig-devices: {%s}}\n"
+		b.write("mig-parted.yaml", fmt.Sprintf(layout, "2g.10gb: 3"))
+		b.write("config.json", `{"nodeconfig": [{"name": "node1", "migconfig": "ours"}]}`)
+		b.start()
+		defer b.stop()
+		s := b.status()
+		if len(s.GPUs) != 2 || s.GPUs[0].UUID != b.gpus[0] || s.GPUs[1].UUID != b.gpus[1] {
+			t.Fatalf("reported GPUs are %+v, want the first two", s.GPUs)
+		}
+		if m := s.Models[0]; m.Rule != v1alpha1.RuleTemplates || len(m.Templates) != 1 || m.Templates[0].Entries[0].Count != 3 {
+			t.Errorf("the model is %+v, want one template with 3 instances", m)
+		}
+		b.bind(pod{name: "a", devices: b.on(1, "2g.10gb@2")})
+		b.bind(pod{name: "b", devices: b.on(2, "2g.10gb@0")})
+		b.expectText("phase", b.phaseOf("b"), "migconfig ours does not select the GPU")
+		s = b.status()
+		text, err := config.EncodeMIGParted("now", &s)
+		const want = "version: v1\nmig-configs:\n  now:\n    - devices: [0]\n      mig-enabled: true\n      mig-devices: {}\n" +
+			"    - devices: [1]\n      mig-enabled: true\n      mig-devices:\n        2g.10gb: 1\n"
+		if err != nil || string(text) != want {
+			t.Errorf("exported, %v:\n%s\nwant\n%s", err, text, want)
+		}
+		b.write("mig-parted.yaml", fmt.Sprintf(layout, "3g.20gb: 2"))
+		b.reload()
+		b.rest()
+		if got := b.status().Models[0].Templates[0].Entries[0].Count; got != 2 {
+			t.Errorf("after a change of the file the template has %d instances, want 2", got)
+		}
+		b.write("mig-parted.yaml", "version: v2\n")
+		b.reload()
+		b.rest()
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigInvalid), `mig-parted.yaml:1: version is "v2"; use v1`)
+		if got := len(b.status().Models[0].Templates); got != 1 {
+			t.Errorf("with a bad file there are %d templates, want 1", got)
+		}
 	})
 }
 

@@ -180,12 +180,12 @@ func (a *Agent) employ(ctx context.Context, inv *inventory, gpus []nvml.GPU, ent
 	excluded := map[string]string{}
 	employed := map[nvml.GPUID]bool{}
 	for _, gpu := range gpus {
-		mode, managed := entry.ModeOf(string(gpu.ID), int32(gpu.Index))
+		mode, why := entry.ModeOf(configName(gpu))
 		switch {
 		case !inv.configured:
 			excluded[string(gpu.ID)] = "nodeconfig has no entry for this node"
-		case !managed:
-			excluded[string(gpu.ID)] = "filterdevices excludes the GPU"
+		case why != "":
+			excluded[string(gpu.ID)] = why
 		case !gpu.MIGCapable && mode == v1alpha1.ModeMIG:
 			excluded[string(gpu.ID)] = "the GPU cannot do MIG"
 			inv.mismatches.Dropped = append(inv.mismatches.Dropped, fmt.Sprintf("GPU %d (%s) is to be used in mode mig, which it cannot do; it is not offered.", gpu.Index, gpu.Name))
@@ -206,6 +206,11 @@ func (a *Agent) employ(ctx context.Context, inv *inventory, gpus []nvml.GPU, ent
 		}
 	}
 	return excluded
+}
+
+// configName is what the configuration knows a GPU by.
+func configName(gpu nvml.GPU) config.GPUName {
+	return config.GPUName{UUID: string(gpu.ID), Index: int32(gpu.Index), PCI: gpu.PCIDeviceID}
 }
 
 // workerFor returns the GPU's worker, after starting it where there is none.
@@ -250,7 +255,9 @@ func (inv *inventory) resolve(s *settings, entry config.NodeEntry) {
 		if view.model == nil || len(view.model.Profiles()) == 0 || inv.catalogues[gpu.Name] != nil {
 			continue
 		}
-		model, mismatches := device.Catalogue(gpu.Name, profilesOf(view.model), gridOf(view.model))
+		cut, remarks := device.Cut(&entry, gpu.Name, inv.toCut(gpu.Name))
+		inv.mismatches.Remarks = append(inv.mismatches.Remarks, remarks...)
+		model, mismatches := cut.Catalogue(gpu.Name, profilesOf(view.model), gridOf(view.model))
 		catalogue, err := model.Catalogue()
 		if err != nil {
 			inv.mismatches.Dropped = append(inv.mismatches.Dropped, fmt.Sprintf("%s is not offered: %v.", gpu.Name, err))
@@ -265,6 +272,16 @@ func (inv *inventory) resolve(s *settings, entry config.NodeEntry) {
 		inv.mismatches.Dropped = append(inv.mismatches.Dropped, s.unsupported(inv.resource)...)
 	}
 	slices.SortFunc(inv.models, func(x, y v1alpha1.GPUModel) int { return cmp.Compare(x.Model, y.Model) })
+}
+
+// toCut are the GPUs of a model that are wanted in mode mig.
+func (inv *inventory) toCut(model string) (names []config.GPUName) {
+	for i := range inv.gpus {
+		if g := &inv.gpus[i]; g.Name == model && g.wanted == v1alpha1.ModeMIG {
+			names = append(names, configName(g.GPU))
+		}
+	}
+	return names
 }
 
 // grounds are what allocations are judged against.

@@ -40,7 +40,7 @@ func (s *settings) entry(node string, labels map[string]string) (e config.NodeEn
 // configFiles lists the files that are watched.
 func (a *Agent) configFiles() []string {
 	var files []string
-	for _, file := range []string{a.config.DeviceConfig, a.config.NodeConfig} {
+	for _, file := range []string{a.config.DeviceConfig, a.config.NodeConfig, a.config.MIGPartedConfig} {
 		if file != "" {
 			files = append(files, file)
 		}
@@ -51,7 +51,7 @@ func (a *Agent) configFiles() []string {
 // reload reads the configuration and puts it in force. An invalid one leaves the
 // last good one in force, and is reported.
 func (a *Agent) reload(ctx context.Context) {
-	s, digest, err := readSettings(a.config.DeviceConfig, a.config.NodeConfig)
+	s, digest, err := readSettings(&a.config)
 	a.mu.Lock()
 	before := a.invalid
 	if err != nil {
@@ -85,7 +85,7 @@ func (a *Agent) count(digest string) int64 {
 	return generation
 }
 
-func readSettings(deviceFile, nodeFile string) (*settings, string, error) {
+func readSettings(c *Config) (*settings, string, error) {
 	s := &settings{device: config.DefaultDevice()}
 	sum := sha256.New()
 	read := func(file string, parse func([]byte) error) error {
@@ -100,15 +100,25 @@ func readSettings(deviceFile, nodeFile string) (*settings, string, error) {
 		_, _ = sum.Write(text)
 		return parse(text)
 	}
-	err := read(deviceFile, func(text []byte) (err error) {
-		s.device, err = config.ParseDevice(deviceFile, text)
+	err := read(c.DeviceConfig, func(text []byte) (err error) {
+		s.device, err = config.ParseDevice(c.DeviceConfig, text)
 		return err
 	})
 	if err != nil {
 		return nil, "", err
 	}
-	err = read(nodeFile, func(text []byte) (err error) {
-		s.nodes, err = config.ParseNode(nodeFile, text)
+	var cuts *config.MIGParted
+	err = read(c.MIGPartedConfig, func(text []byte) (err error) {
+		cuts, err = config.ParseMIGParted(c.MIGPartedConfig, text)
+		return err
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	err = read(c.NodeConfig, func(text []byte) (err error) {
+		if s.nodes, err = config.ParseNode(c.NodeConfig, text); err == nil {
+			err = s.nodes.UseMIGParted(cuts)
+		}
 		return err
 	})
 	if err != nil {

@@ -101,7 +101,7 @@ func (r *resolver) useTemplates() bool {
 	if entry == nil {
 		return false
 	}
-	where := fmt.Sprintf("knownMigGeometries (%s:%d)", r.device.File, entry.Line)
+	where := cmp.Or(entry.Where, fmt.Sprintf("knownMigGeometries (%s:%d)", r.device.File, entry.Line))
 	for _, layout := range entry.AllowedGeometries {
 		if t, ok := r.template(where, layout); ok {
 			r.out.Templates = append(r.out.Templates, t)
@@ -127,11 +127,12 @@ func (r *resolver) template(where string, layout []GeometryEntry) (v1alpha1.Temp
 			missing = append(missing, e.Name)
 			continue
 		}
+		memory := cmp.Or(e.Memory, int64(p.MemoryMiB))
 		t.Entries = append(t.Entries, v1alpha1.TemplateEntry{
-			ProfileID: int32(p.ID), Count: e.Count, MemoryMiB: e.Memory, Cores: e.Core,
+			ProfileID: int32(p.ID), Count: e.Count, MemoryMiB: memory, Cores: e.Core,
 		})
 		check = append(check, geometry.Entry{
-			Profile: p.ID, Count: int(e.Count), MemoryMiB: int(e.Memory), Cores: int(e.Core),
+			Profile: p.ID, Count: int(e.Count), MemoryMiB: int(memory), Cores: int(e.Core),
 		})
 	}
 	if len(missing) > 0 {

@@ -150,6 +150,30 @@ func (d *decoder) known(key string, known readers) (string, bool) {
 	return "", false
 }
 
+// named reads each value of a mapping whose keys are names, 1 to most of them, in
+// the order of the file. What a value is, such as "labels", is for messages.
+func (d *decoder) named(v at, what string, most int, each func(name string, value at)) {
+	if v.node.Kind != yaml.MappingNode {
+		d.reject(v, "is %s; write a mapping of %s", describe(v.node), what)
+		return
+	}
+	pairs := v.node.Content
+	if n := len(pairs) / 2; n < 1 || n > most {
+		d.reject(v, "has %d %s; write 1 to %d", n, what, most)
+		return
+	}
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		name := target(pairs[i]).Value
+		value := v.field(name, pairs[i+1])
+		if seen[name] {
+			d.reject(value, "is set twice; remove one")
+		}
+		seen[name] = true
+		each(name, value)
+	}
+}
+
 func (d *decoder) rejectKey(v at, key string, known readers) {
 	if key == "<<" {
 		d.reject(v, "is a merge key, which is not supported; write the keys out")

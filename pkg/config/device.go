@@ -66,13 +66,15 @@ type Geometries struct {
 	Models            []string
 	AllowedGeometries [][]GeometryEntry
 	Line              int // of the entry, from 1
+
+	Where string // what messages call it; empty for an entry of knownMigGeometries
 }
 
 // GeometryEntry is one line of a layout.
 type GeometryEntry struct {
 	Name   string // a MIG profile, perhaps by an old name such as 7g.79gb
 	Core   int32  // percent; 0 where the file does not say
-	Memory int64  // MiB of one instance, as promised to users
+	Memory int64  // MiB of one instance, as promised to users; 0 is what the hardware has
 	Count  int32  // instances
 }
 

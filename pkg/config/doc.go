@@ -1,12 +1,13 @@
 // SPDX-FileCopyrightText: The dynamig Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package config reads the two files that operators of HAMi already have, and
-// says what they mean on the hardware of a node.
+// Package config reads the files that operators of HAMi and of mig-parted already
+// have, and says what they mean on the hardware of a node.
 //
 //	device-config.yaml --ParseDevice--> Device --Catalogue(model, NVML profiles)--> GPUModel
 //	                                                                            \-> mismatches
 //	config.json -------ParseNode------> Node ----For(node, labels)------------> NodeEntry
+//	mig-parted.yaml ---ParseMIGParted-> MIGParted --Node.UseMIGParted--> modes (NodeEntry.ModeOf), layouts (Device.Cut)
 //
 // Words: a geometry is a whole-GPU layout as the file writes it; a template is
 // the same with each name resolved to a profile of the hardware; a mismatch is

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 )
 
@@ -29,9 +27,16 @@ type NodeEntry struct {
 	NodeSelector map[string]string // labels that a node has, all of them
 	Default      bool              // nodes that nothing else selects
 
-	OperatingMode string        // v1alpha1.ModeMIG or v1alpha1.ModeHAMiCore (where the file is silent)
+	OperatingMode string        // v1alpha1.ModeMIG or v1alpha1.ModeHAMiCore (where the file is silent, but see MIGConfig)
 	FilterDevices FilterDevices // GPUs that are not ours and never touched
 	GPUs          []GPUEntry    // GPUs with a mode of their own
+
+	// MIGConfig names a configuration of mig-parted's file, which says the mode and
+	// the layout of the GPUs that it selects; see UseMIGParted. Where OperatingMode is
+	// empty then, the others are not ours.
+	MIGConfig string
+	Cuts      []MIGPartedItem // of that configuration
+	CutsFile  string          // where it is, for messages
 
 	DeviceMemoryScaling          float64
 	DeviceCoreScaling            float64
@@ -85,22 +90,28 @@ func hasAll(labels, selector map[string]string) bool {
 	return len(selector) > 0
 }
 
-// ModeOf returns the mode that is wanted of a GPU, false when filterdevices
-// excludes it. An entry of gpus by UUID goes before one by index, and both before
-// the node's mode.
-func (e *NodeEntry) ModeOf(uuid string, index int32) (string, bool) {
-	if slices.Contains(e.FilterDevices.UUIDs, uuid) || slices.Contains(e.FilterDevices.Indexes, index) {
-		return "", false
+// ModeOf returns the mode that is wanted of a GPU. Why is not empty when the entry
+// leaves it alone. An entry of gpus by UUID goes before one by index, both before
+// mig-parted's configuration, and that before the node's mode.
+func (e *NodeEntry) ModeOf(gpu GPUName) (mode, why string) {
+	if slices.Contains(e.FilterDevices.UUIDs, gpu.UUID) || slices.Contains(e.FilterDevices.Indexes, gpu.Index) {
+		return "", "filterdevices excludes the GPU"
 	}
 	for _, names := range []func(GPUEntry) bool{
-		func(g GPUEntry) bool { return g.UUID != "" && g.UUID == uuid },
-		func(g GPUEntry) bool { return g.UUID == "" && g.Index == index },
+		func(g GPUEntry) bool { return g.UUID != "" && g.UUID == gpu.UUID },
+		func(g GPUEntry) bool { return g.UUID == "" && g.Index == gpu.Index },
 	} {
 		if i := slices.IndexFunc(e.GPUs, names); i >= 0 {
-			return e.GPUs[i].OperatingMode, true
+			return e.GPUs[i].OperatingMode, ""
 		}
 	}
-	return e.OperatingMode, true
+	if i := itemOf(e.Cuts, gpu); i != nil {
+		return i.mode(), ""
+	}
+	if e.OperatingMode == "" {
+		return "", "migconfig " + e.MIGConfig + " does not select the GPU, and there is no operatingmode for others"
+	}
+	return e.OperatingMode, ""
 }
 
 // ParseNode reads a config.json, in JSON or YAML, or the manifest of the ConfigMap
@@ -156,10 +167,14 @@ func (r *nodeReader) entry(v at) {
 		"preconfigureddevicememory":    integer(r.decoder, &e.PreConfiguredDeviceMemoryMiB, 0, math.MaxInt64),
 		"libcudaloglevel":              r.oneOf(&e.LibCUDALogLevel, logLevels...),
 		"enablenumatopology":           r.boolean(&numa),
+		"migconfig":                    r.optionalText(&e.MIGConfig),
 		"migstrategy":                  r.oneOf(&e.MIGStrategy, "none", "single", "mixed"),
 		"enablegetpreferredallocation": r.boolean(&e.EnableGetPreferredAllocation),
 	})
 	if seen != nil {
+		if mode, ok := seen["operatingmode"]; e.MIGConfig != "" && (!ok || mode.node.Value == "") {
+			e.OperatingMode = ""
+		}
 		if _, ok := seen["enablenumatopology"]; ok {
 			e.EnableNUMATopology = &numa
 		}
@@ -172,25 +187,12 @@ func (r *nodeReader) entry(v at) {
 // selector reads labels, whose keys have case.
 func (r *nodeReader) selector(dst *map[string]string) func(at) {
 	return func(v at) {
-		if v.node.Kind != yaml.MappingNode {
-			r.reject(v, "is %s; write a mapping of labels", describe(v.node))
-			return
-		}
-		pairs := v.node.Content
-		if n := len(pairs) / 2; n < 1 || n > maxLabels {
-			r.reject(v, "has %d labels; write 1 to %d, or default: true for all other nodes", n, maxLabels)
-			return
-		}
 		labels := map[string]string{}
-		for i := 0; i+1 < len(pairs); i += 2 {
-			key, label := target(pairs[i]).Value, ""
-			value := v.field(key, pairs[i+1])
-			if _, twice := labels[key]; twice {
-				r.reject(value, "is set twice; remove one")
-			}
+		r.named(v, "labels", maxLabels, func(key string, value at) {
+			label := ""
 			r.optionalText(&label)(value)
 			labels[key] = label
-		}
+		})
 		*dst = labels
 	}
 }

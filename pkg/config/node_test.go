@@ -106,7 +106,7 @@ func TestParseNodeSaysWhatIsWrong(t *testing.T) {
 		{"an entry selects in three ways", `{"nodeconfig": [{"name": "a", "nodeSelector": {"b": "c"}, "default": true}]}`, []string{
 			"1: nodeconfig[0] has name, nodeSelector and default; keep one"}},
 		{"selectors are wrong", "nodeconfig:\n- nodeSelector: {}\n- nodeSelector: gpu\n- nodeSelector: {gpu: true,\n    gpu: \"a\"}\n", []string{
-			"2: nodeconfig[0].nodeSelector has 0 labels; write 1 to 32, or default: true for all other nodes",
+			"2: nodeconfig[0].nodeSelector has 0 labels; write 1 to 32",
 			`3: nodeconfig[1].nodeSelector is "gpu"; write a mapping of labels`,
 			"4: nodeconfig[2].nodeSelector.gpu is true; write a string, in quotes where it reads as something else",
 			"5: nodeconfig[2].nodeSelector.gpu is set twice; remove one"}},
@@ -195,7 +195,7 @@ func TestModeOfAGPU(t *testing.T) {
 		name, uuid string
 		index      int32
 		mode       string
-		ok         bool
+		managed    bool
 	}{
 		{"no entry of its own", "GPU-9", 9, "mig", true},
 		{"by index", "GPU-9", 2, "hami-core", true},
@@ -206,8 +206,8 @@ func TestModeOfAGPU(t *testing.T) {
 		{"excluded by index, with a mode by UUID", "GPU-3", 5, "", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if mode, ok := e.ModeOf(tt.uuid, tt.index); mode != tt.mode || ok != tt.ok {
-				t.Errorf("ModeOf(%s, %d) = %q, %t; want %q, %t", tt.uuid, tt.index, mode, ok, tt.mode, tt.ok)
+			if mode, why := e.ModeOf(GPUName{UUID: tt.uuid, Index: tt.index}); mode != tt.mode || (why == "") != tt.managed {
+				t.Errorf("ModeOf(%s, %d) = %q, %q; want %q, managed: %t", tt.uuid, tt.index, mode, why, tt.mode, tt.managed)
 			}
 		})
 	}
@@ -215,14 +215,15 @@ func TestModeOfAGPU(t *testing.T) {
 
 func TestModeOfAGPUIgnoresTheIndexOfAnEntryByUUID(t *testing.T) {
 	e := NodeEntry{OperatingMode: "mig", GPUs: []GPUEntry{{UUID: "GPU-1", OperatingMode: "hami-core"}}}
-	if mode, ok := e.ModeOf("GPU-2", 0); mode != "mig" || !ok {
-		t.Errorf("ModeOf(GPU-2, 0) = %q, %t; want mig, true", mode, ok)
+	if mode, why := e.ModeOf(GPUName{UUID: "GPU-2"}); mode != "mig" || why != "" {
+		t.Errorf("ModeOf(GPU-2, 0) = %q, %q; want mig", mode, why)
 	}
 }
 
 func FuzzParseNode(f *testing.F) {
 	f.Add(read(f, "documented.json"))
 	f.Add([]byte(everyNodeKey))
+	f.Add([]byte(`{"nodeconfig": [{"name": "a", "migconfig": "all-balanced"}]}`))
 	for _, seed := range []string{
 		"", "null", "[]", "{", "{}", "kind: ConfigMap\ndata: {config.json: '{}'}", "nodeconfig: [&a [*a]]",
 		"nodeconfig: &a [{nodeSelector: *a}]", "nodeconfig: [{gpus: [{index: 1e9}]}]", "nodeconfig: [{? {a: b} : c}]",
@@ -238,7 +239,7 @@ func FuzzParseNode(f *testing.F) {
 			return
 		}
 		for _, e := range n.Entries {
-			if e.OperatingMode != "mig" && e.OperatingMode != "hami-core" {
+			if e.OperatingMode != "mig" && e.OperatingMode != "hami-core" && (e.OperatingMode != "" || e.MIGConfig == "") {
 				t.Errorf("entry of line %d has mode %q", e.Line, e.OperatingMode)
 			}
 			if got, ok := n.For(e.Name, e.NodeSelector); !ok {
