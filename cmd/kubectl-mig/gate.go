@@ -5,6 +5,8 @@ package main
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -25,6 +27,7 @@ func (s *survey) gate(pod *v1.Pod) pool.Barred {
 	}
 	affinity := nodeaffinity.GetRequiredNodeAffinity(pod)
 	wants := requestsOf(pod)
+	wants[v1.ResourcePods] = *resource.NewQuantity(1, resource.DecimalSI)
 	used := s.used(pod)
 	return func(name string, more int) string {
 		node, ok := s.nodes[name]
@@ -45,10 +48,6 @@ func (s *survey) gate(pod *v1.Pod) pool.Barred {
 		return s.short(node, wants, used[name], more)
 	}
 }
-
-// compared are the resources that count beside the devices; request-only ones exist
-// in pods alone.
-var compared = []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage, v1.ResourcePods}
 
 // used adds up what pods other than this one have requested, by node.
 func (s *survey) used(but *v1.Pod) map[string]v1.ResourceList {
@@ -97,14 +96,14 @@ func (s *survey) short(node *v1.Node, wants, used v1.ResourceList, more int) str
 	if s.agentless(node) {
 		return "offers no " + string(devices) + " to kubelet: its node agent is not running, or has nothing to offer"
 	}
-	for _, name := range append([]v1.ResourceName{devices}, compared...) {
-		want, asked := wants[name]
-		if name == v1.ResourcePods {
-			want, asked = *resource.NewQuantity(1, resource.DecimalSI), true
-		}
-		allocatable, known := node.Status.Allocatable[name]
-		if !asked || want.IsZero() || !known {
+	requestOnly := s.opts.Resources().RequestOnly()
+	for _, name := range append([]v1.ResourceName{devices}, slices.Sorted(maps.Keys(wants))...) { // devices first: they are what this is about
+		want, allocatable := wants[name], node.Status.Allocatable[name]
+		if want.IsZero() || slices.Contains(requestOnly, name) {
 			continue
+		}
+		if _, known := node.Status.Allocatable[name]; !known {
+			return fmt.Sprintf("offers no %s", name)
 		}
 		need := used[name].DeepCopy()
 		all := want.DeepCopy()

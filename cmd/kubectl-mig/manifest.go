@@ -5,6 +5,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -59,7 +60,7 @@ func readWorkloads(s *screen, file, namespace string) ([]workload, error) {
 	}
 	var out []workload
 	documents := yaml.NewYAMLReader(bufio.NewReader(in))
-	for {
+	for n := 1; ; n++ {
 		text, err := documents.Read()
 		if errors.Is(err, io.EOF) {
 			break
@@ -68,10 +69,10 @@ func readWorkloads(s *screen, file, namespace string) ([]workload, error) {
 			text, err = sigsyaml.YAMLToJSON(text)
 		}
 		if err == nil {
-			out, err = appendWorkloads(out, text, namespace)
+			out, err = appendWorkloads(out, text, namespace, s.noteIf)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", file, err)
+			return nil, fmt.Errorf("reading %s, document %d: %w", file, n, err)
 		}
 	}
 	if len(out) == 0 {
@@ -81,8 +82,8 @@ func readWorkloads(s *screen, file, namespace string) ([]workload, error) {
 }
 
 // appendWorkloads reads one object; of a List all items. Kinds without pods are
-// passed over.
-func appendWorkloads(out []workload, text []byte, namespace string) ([]workload, error) {
+// passed over, with a note where they seem to have some.
+func appendWorkloads(out []workload, text []byte, namespace string, note func(string)) ([]workload, error) {
 	if string(text) == "null" {
 		return out, nil
 	}
@@ -95,7 +96,7 @@ func appendWorkloads(out []workload, text []byte, namespace string) ([]workload,
 	}
 	for _, item := range m.Items {
 		var err error
-		if out, err = appendWorkloads(out, item, namespace); err != nil {
+		if out, err = appendWorkloads(out, item, namespace, note); err != nil {
 			return nil, err
 		}
 	}
@@ -115,6 +116,9 @@ func appendWorkloads(out []workload, text []byte, namespace string) ([]workload,
 		w.pod.Name = m.Name
 		w.Replicas = m.replicas()
 	default:
+		if bytes.Contains(text, []byte(`"containers"`)) && len(m.Items) == 0 {
+			note(fmt.Sprintf("%s %s: where the pods of this kind are is not known, so it is passed over; try one of its pods, as kind: Pod with --replicas", w.Kind, w.Name))
+		}
 		return out, nil
 	}
 	if w.pod.Namespace = m.Namespace; w.pod.Namespace == "" {

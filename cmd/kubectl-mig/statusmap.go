@@ -95,17 +95,8 @@ func heading(s *screen, n *pool.NodePicture) []line {
 	models, used, idle := map[string]int{}, 0, 0
 	for _, g := range n.GPUs {
 		models[shortModel(g.Model)]++
-		if g.Shares != nil {
-			used += len(g.Shares.Held)
-		}
-		for _, sp := range g.Spans {
-			switch {
-			case sp.State.Owned():
-				used++
-			case sp.State == pool.SpanIdle:
-				idle++
-			}
-		}
+		u, i := devicesOf(&g)
+		used, idle = used+u, idle+i
 	}
 	l := text(bold, "%s", n.Name)
 	if n.Problem != "" {
@@ -128,6 +119,30 @@ func heading(s *screen, n *pool.NodePicture) []line {
 		return []line{l, rest}
 	}
 	return []line{append(l, rest...)}
+}
+
+// devicesOf counts the devices that pods have on a GPU, and the idle instances that
+// stay: one in the way of a pod is destroyed before that pod starts.
+func devicesOf(g *pool.GPUPicture) (used, idle int) {
+	if g.Shares != nil {
+		used = len(g.Shares.Held)
+	}
+	for i := range g.Spans {
+		switch sp := &g.Spans[i]; {
+		case sp.State.Owned():
+			used++
+		case sp.State == pool.SpanIdle && !inTheWay(sp, g.Spans):
+			idle++
+		}
+	}
+	return used, idle
+}
+
+// inTheWay reports whether an instance stands where another span is taken.
+func inTheWay(of *pool.SpanPicture, spans []pool.SpanPicture) bool {
+	return slices.ContainsFunc(spans, func(s pool.SpanPicture) bool {
+		return s.State.Takes() && s.Start < of.Start+of.Size && of.Start < s.Start+s.Size
+	})
 }
 
 // shortModel leaves out what all of them begin with.
@@ -357,21 +372,16 @@ func (st *fleetStatus) table(wide bool) *table {
 }
 
 func row(n *nodeStatus, g *pool.GPUPicture, wide bool) []piece {
-	used, idle, pods := 0, 0, []string{}
+	used, idle := devicesOf(g)
+	var pods []string
 	for i := range g.Spans {
-		switch sp := &g.Spans[i]; {
-		case sp.State.Owned():
-			used++
-			if name := ownerName(sp); !slices.Contains(pods, name) {
-				pods = append(pods, name)
-			}
-		case sp.State == pool.SpanIdle:
-			idle++
+		if sp := &g.Spans[i]; sp.State.Owned() && !slices.Contains(pods, ownerName(sp)) {
+			pods = append(pods, ownerName(sp))
 		}
 	}
 	free, largest := fmt.Sprintf("%d/%d", g.FreeSlices, g.MemorySlices), cmp.Or(g.LargestFree, "-")
 	if sh := g.Shares; sh != nil {
-		used, free = len(sh.Held), fmt.Sprintf("%d/%dMi", sh.FreeMemoryMiB, sh.MemoryMiB)
+		free = fmt.Sprintf("%d/%dMi", sh.FreeMemoryMiB, sh.MemoryMiB)
 		for i := range sh.Held {
 			if name := sh.Held[i].Owner.Name; !slices.Contains(pods, name) {
 				pods = append(pods, name)

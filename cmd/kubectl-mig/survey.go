@@ -27,6 +27,7 @@ type survey struct {
 	notes    []string // what could not be read, and what that means
 	hidden   bool     // pods of other namespaces
 	home     string   // the scheduler's namespace
+	admits   bool     // admission names our scheduler in GPU pods; what-if alone reads it
 	silence  string   // why nothing is scheduling; empty where something is, or that cannot be told
 }
 
