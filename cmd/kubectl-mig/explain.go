@@ -141,6 +141,7 @@ func explain(ctx context.Context, s *screen, a *access, o explainOptions) error 
 // explain finds the answer.
 func (v *survey) explain(pod *v1.Pod, steps []step) (*story, error) {
 	st := &story{Namespace: pod.Namespace, Name: pod.Name, Scheduler: waitsFor(pod), Steps: steps, pod: pod}
+	v.remarkOn(pod)
 	fleet := v.fleet()
 	if pod.Spec.NodeName == "" {
 		return st, st.explainWaiting(fleet, v)

@@ -26,7 +26,8 @@ time, and says how well the fleet was used. Policy "ours" is the scheduler's own
 code; the others are for comparison.
 
 A trace is a CSV file, perhaps compressed with gzip; "-" is the standard input. Its
-first line names the columns, in any order; unknown ones are ignored:
+first line names the columns, in any order; unknown ones are ignored, with a note
+where they look like these:
 
   arrival, duration   seconds; a job without a duration runs forever
   devices             on one node; 1 where it is missing
@@ -142,11 +143,14 @@ func (f *replayFlags) run(ctx context.Context, s *screen) error {
 		return err
 	}
 	for _, note := range fleet.Notes {
-		fmt.Fprintln(s.err, "note:", note)
+		s.noteIf(note)
 	}
 	trace, err := f.readTrace(s.in, fleet)
 	if err != nil {
 		return err
+	}
+	for _, note := range trace.Notes {
+		s.noteIf(note)
 	}
 	var results []*replay.Result
 	for _, policy := range f.policies {
@@ -215,7 +219,7 @@ func printJSON(out io.Writer, results []*replay.Result) error {
 // printTable prints one line for each policy.
 func (f *replayFlags) printTable(out io.Writer, results []*replay.Result) error {
 	first := results[0]
-	fmt.Fprintf(out, "%d jobs on %d GPUs (%s), mode %s\n\n", first.Jobs, first.GPUs, first.Fleet, first.Mode)
+	fmt.Fprintf(out, "%s on %s (%s), mode %s\n\n", plural(first.Jobs, "job"), plural(first.GPUs, "GPU"), first.Fleet, first.Mode)
 	queue := first.Mode == replay.Queue
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	head := []string{"ACCEPTED", "REJECTED", "WORK", "MEMORY", "COMPUTE", "STRANDED", "GPUS ON", "PEAK"}
@@ -246,8 +250,12 @@ func (f *replayFlags) printTable(out io.Writer, results []*replay.Result) error 
 	}
 	fmt.Fprintln(out, "\nWORK is the part of the offered slice-seconds that was accepted; MEMORY and COMPUTE are the parts\n"+
 		"of the fleet's slices in use, STRANDED of its free ones that no job of the trace could use.")
-	if first.Impossible > 0 {
-		fmt.Fprintf(out, "%d of the rejected jobs ask for what not even the idle fleet could hold.\n", first.Impossible)
+	if n := first.Impossible; n > 0 {
+		ask := "ask"
+		if n == 1 {
+			ask = "asks"
+		}
+		fmt.Fprintf(out, "%d of the rejected jobs %s for what not even the idle fleet could hold.\n", n, ask)
 	}
 	return nil
 }

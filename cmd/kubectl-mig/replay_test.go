@@ -88,6 +88,25 @@ func TestReplayMistakes(t *testing.T) {
 	}
 }
 
+// TestReplayDoubtsColumns: unknown ones are ignored, and said where they look like known ones.
+func TestReplayDoubtsColumns(t *testing.T) {
+	for _, tc := range []struct{ header, says string }{
+		{"arrival,duration,gpumem,owner", ""},
+		{"arrival,duration,gpumem,GPU_Cores", `the column "gpu_cores" is ignored; was "gpucores" meant?`},
+		{"arrival,durations,nvidia.com/gpumem,x", `the column "durations" is ignored; was "duration" meant?`},
+		{"arrival,duration,memory,x", "has none of the columns profile, gpumem, gpucores, so that every job asks for whole GPUs"},
+	} {
+		file := filepath.Join(t.TempDir(), "jobs.csv")
+		if err := os.WriteFile(file, []byte(tc.header+"\n0,10,5000,1\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got := runWith(t, "replay", "--fleet", "1x1xA100-SXM4-40GB", "--trace", file) // as status prints the model
+		if got.code != exitFine || !strings.Contains(got.err, tc.says) || tc.says == "" && got.err != "" || !strings.Contains(got.out, "1 job on 1 GPU (") {
+			t.Errorf("replay with columns %s = %d, %q; want %q:\n%s", tc.header, got.code, got.err, tc.says, got.out)
+		}
+	}
+}
+
 // TestReplayProgress: a line that is rewritten, on a terminal only.
 func TestReplayProgress(t *testing.T) {
 	var out bytes.Buffer

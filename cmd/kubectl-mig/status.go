@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -111,10 +112,35 @@ func status(ctx context.Context, s *screen, a *access, o statusOptions) error {
 		return err
 	}
 	survey.warn(s)
+	if err := survey.checkFree(o.free); err != nil {
+		return err
+	}
 	if o.node != "" && !slices.ContainsFunc(survey.gpuNodes, func(n *v1alpha1.GPUNode) bool { return n.Name == o.node }) {
 		return fmt.Errorf("node %s has no GPUNode: no agent of dynamig has reported it", o.node)
 	}
 	return survey.showStatus(s, o, selector)
+}
+
+// checkFree refuses a profile that no GPU has: nothing fits there by mistake.
+func (v *survey) checkFree(profile string) error {
+	if profile == "" || profile == anyProfile {
+		return nil
+	}
+	known := map[string]v1alpha1.Profile{}
+	for _, n := range v.gpuNodes {
+		for _, m := range n.Status.Models {
+			for _, p := range m.Profiles {
+				known[p.Name] = p
+			}
+		}
+	}
+	if _, ok := known[profile]; ok || len(known) == 0 {
+		return nil
+	}
+	names := slices.SortedFunc(maps.Keys(known), func(a, b string) int {
+		return cmp.Or(cmp.Compare(known[a].Size, known[b].Size), cmp.Compare(known[a].MemoryMiB, known[b].MemoryMiB), cmp.Compare(a, b))
+	})
+	return usageError{fmt.Errorf("--free=%s: no GPU of this cluster has that profile; use one of %s", profile, strings.Join(names, ", "))}
 }
 
 // showStatus prints one picture.

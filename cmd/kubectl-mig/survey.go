@@ -204,6 +204,13 @@ func (s *survey) fleet() *pool.Fleet {
 	return f
 }
 
+// remarkOn notes what a pod may not have meant.
+func (s *survey) remarkOn(pod *v1.Pod) {
+	if r, err := pool.Parse(pod, s.opts); err == nil && r != nil && r.Remark != "" {
+		s.note("%s", r.Remark)
+	}
+}
+
 // warn tells what could not be read.
 func (s *survey) warn(screen *screen) {
 	for _, n := range s.notes {

@@ -36,6 +36,9 @@ func watchStatus(ctx context.Context, s *screen, a *access, namespace string, o 
 	if err != nil {
 		return err
 	}
+	if err := seen.checkFree(o.free); err != nil {
+		return err
+	}
 	w, err := a.watch(ctx, seen, namespace)
 	if err != nil {
 		return err

@@ -118,7 +118,7 @@ func (v *survey) try(workloads []workload, replicas int) (out []outlook, after [
 		if l.Problem == asksNothing && len(workloads) > 1 {
 			continue // others of the file do
 		}
-		if l.Problem == "" {
+		if v.remarkOn(w.pod); l.Problem == "" {
 			l.Trials, err = fleet.Try(w.pod, w.Replicas, v.gate(w.pod))
 			var wrong *pool.InvalidError
 			switch {

@@ -54,7 +54,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	opts := options{Config: cluster.Config{Out: out}}
 	flags := flag.NewFlagSet("testcluster", flag.ExitOnError)
 	flags.StringVar(&opts.Name, "name", "dev", "cluster `name`, up to 9 letters and digits")
-	flags.StringVar(&opts.Dir, "dir", "", "state `directory` (default .build/cluster/NAME)")
+	flags.StringVar(&opts.Dir, "dir", "", "state `directory` (default .build/cluster/NAME; status and kubeconfig: that of the only cluster)")
 	flags.StringVar(&opts.Bin, "bin", ".build/tools/bin", "`directory` that hack/build-tools.sh fills")
 	flags.IntVar(&opts.PortBase, "port-base", cluster.DefaultPortBase, "first of a few consecutive TCP `ports` on 127.0.0.1")
 	flags.IntVar(&opts.nodes, "nodes", 1, "up: number of nodes, called node1, node2, ...")
@@ -74,10 +74,42 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
 	}
-	if opts.Dir == "" {
-		opts.Dir = filepath.Join(".build", "cluster", opts.Name)
+	if err := opts.locate(args[0], flags); err != nil {
+		return err
 	}
 	return commands[args[0]](ctx, opts, flags.Args())
+}
+
+// locate fills in the directory. Commands that only look take the one cluster that
+// there is, where neither name nor directory is given: make demo and the tests have
+// their own.
+func (o *options) locate(command string, flags *flag.FlagSet) error {
+	given := o.Dir != ""
+	flags.Visit(func(f *flag.Flag) { given = given || f.Name == "name" })
+	if o.Dir == "" {
+		o.Dir = filepath.Join(".build", "cluster", o.Name)
+	}
+	if given || command != "status" && command != "kubeconfig" {
+		return nil
+	}
+	var found []string
+	for _, pattern := range []string{".build/*/cluster.json", ".build/cluster/*/cluster.json"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		for _, file := range files {
+			found = append(found, filepath.Dir(file))
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil // the command says what is missing
+	case 1:
+		o.Dir = found[0]
+		return nil
+	}
+	return fmt.Errorf("there are several clusters; name one with -dir: %s", strings.Join(found, ", "))
 }
 
 func up(ctx context.Context, opts options, _ []string) error {

@@ -177,7 +177,7 @@ func (d *decoder) named(v at, what string, most int, each func(name string, valu
 func (d *decoder) rejectKey(v at, key string, known readers) {
 	if key == "<<" {
 		d.reject(v, "is a merge key, which is not supported; write the keys out")
-	} else if near := nearest(key, slices.Sorted(maps.Keys(known))); near != "" {
+	} else if near := Nearest(key, slices.Sorted(maps.Keys(known))); near != "" {
 		d.reject(v, "is unknown; did you mean %s?", near)
 	} else {
 		d.reject(v, "is unknown; the known keys are %s", keysOf(known))

@@ -215,7 +215,7 @@ func (n *Node) UseMIGParted(m *MIGParted) error {
 			problem("name mig-parted's file with the agent's flag --mig-parted-config, or remove it")
 		} else if items, ok := m.Configs[e.MIGConfig]; ok {
 			e.Cuts, e.CutsFile = items, m.File
-		} else if near := nearest(e.MIGConfig, slices.Sorted(maps.Keys(m.Configs))); near != "" {
+		} else if near := Nearest(e.MIGConfig, slices.Sorted(maps.Keys(m.Configs))); near != "" {
 			problem("%s has no such configuration; did you mean %s?", m.File, near)
 		} else {
 			problem("%s has no such configuration; write the name of one of its mig-configs", m.File)

@@ -48,9 +48,9 @@ func words(list []string, last string) string {
 	return strings.Join(list[:end], ", ") + " " + last + " " + list[end]
 }
 
-// nearest returns the word that was probably meant, the first of equally near
+// Nearest returns the word that was probably meant, the first of equally near
 // ones, and "" when none is near: a third of it may differ, and two letters always.
-func nearest(word string, known []string) string {
+func Nearest(word string, known []string) string {
 	best, bestDistance := "", len(word)
 	for _, k := range known {
 		if n := distance(strings.ToLower(word), strings.ToLower(k)); n < bestDistance && n <= max(2, len(k)/3) {

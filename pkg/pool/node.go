@@ -214,6 +214,17 @@ func (n *Node) Refused(uid types.UID) bool {
 	return ok
 }
 
+// WholeGPUs is how many GPUs take new work.
+func (n *Node) WholeGPUs() int {
+	sum := 0
+	for i := range n.GPUs {
+		if n.GPUs[i].Offered || n.GPUs[i].Shares != nil {
+			sum++
+		}
+	}
+	return sum
+}
+
 // Devices is the largest number of devices that the node can hold at once.
 func (n *Node) Devices() int {
 	sum := 0

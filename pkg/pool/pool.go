@@ -4,6 +4,7 @@
 package pool
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"maps"
@@ -38,7 +39,7 @@ type Pool struct {
 	avoided map[string][]*Holder           // by node: see Avoid
 	models  map[*geometry.Catalogue]int    // GPUs offered, by catalogue
 	shares  map[v1alpha1.ShareCapacity]int // GPUs offered to shares, by capacity
-	sizes   map[int]int                    // nodes, by the number of devices they can hold
+	sizes   map[size]int                   // nodes, by what they can hold
 }
 
 // entry is a node with its two newest views: nominated pods make kube-scheduler ask
@@ -74,7 +75,7 @@ func New(opts Options) *Pool {
 		avoided: map[string][]*Holder{},
 		models:  map[*geometry.Catalogue]int{},
 		shares:  map[v1alpha1.ShareCapacity]int{},
-		sizes:   map[int]int{},
+		sizes:   map[size]int{},
 	}
 	p.defaults.Store(&opts.Defaults)
 	return p
@@ -213,17 +214,19 @@ func (p *Pool) count(node *Node, by int) {
 			delete(p.models, c)
 		}
 	}
-	devices := node.Devices()
-	if p.sizes[devices] += by; p.sizes[devices] == 0 {
-		delete(p.sizes, devices)
+	of := size{node.Devices(), node.WholeGPUs()}
+	if p.sizes[of] += by; p.sizes[of] == 0 {
+		delete(p.sizes, of)
 	}
 }
 
-// largest is the most devices that any node can hold.
-func (p *Pool) largest() int {
-	most := 0
-	for devices := range p.sizes {
-		most = max(most, devices)
+// size is what a node can hold at once.
+type size struct{ devices, gpus int }
+
+// largest is the most devices, and the most whole GPUs, that any node can hold.
+func (p *Pool) largest() (most size) {
+	for s := range p.sizes {
+		most.devices, most.gpus = max(most.devices, s.devices), max(most.gpus, s.gpus)
 	}
 	return most
 }
@@ -303,16 +306,45 @@ func (p *Pool) Possible(r *Request) error {
 	case !mig && !share:
 		return nil // Fit says so for each node
 	}
-	if n, most := len(r.Devices), p.largest(); n > most {
-		return invalid("the pod asks for %d devices of %s; the largest node can hold %d", n, p.Names().Count, most)
+	most := p.largest()
+	if n := r.wholeGPUs(); n > most.gpus {
+		return invalid("the pod asks for %d whole GPUs with %s; the largest node can hold %d", n, p.Names().Count, most.gpus)
+	}
+	if n := len(r.Devices); n > most.devices {
+		return invalid("the pod asks for %d devices of %s; the largest node can hold %d", n, p.Names().Count, most.devices)
 	}
 	for i, w := range r.Devices {
 		if mig && p.cuttable(w) || share && p.shareable(r.Shares[i]) {
 			continue
 		}
+		if w.Profile != "" {
+			return invalid("%s asks for %s; no GPU in the cluster can be cut into that, on offer are %s", field(w, p.Names()), Describe(w), p.profiles())
+		}
 		return invalid("%s asks for %s; no GPU in the cluster can %s", field(w, p.Names()), Describe(w), p.limits(mig, share))
 	}
 	return nil
+}
+
+// mostProfiles is how many profiles a message lists.
+const mostProfiles = 16
+
+// profiles lists what GPUs offer, the smallest first: "1g.5gb, 2g.10gb and 3g.20gb".
+func (p *Pool) profiles() string {
+	known := map[string]geometry.Profile{}
+	for c := range p.models {
+		for _, e := range c.Entries() {
+			if profile, ok := c.Model().Profile(e.Profile); ok {
+				known[profile.Name] = profile
+			}
+		}
+	}
+	names := slices.SortedFunc(maps.Keys(known), func(a, b string) int {
+		return cmp.Or(cmp.Compare(known[a].Size, known[b].Size), cmp.Compare(known[a].MemoryMiB, known[b].MemoryMiB), cmp.Compare(a, b))
+	})
+	if n := len(names); n > mostProfiles {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:mostProfiles], ", "), n-mostProfiles)
+	}
+	return strings.Join(names, ", ")
 }
 
 func (p *Pool) cuttable(w geometry.Want) bool {

@@ -516,8 +516,10 @@ func TestPossible(t *testing.T) {
 	for b, want := range map[*podBuilder]string{
 		ptr(pod("a").wants("c", "gpu=1 gpumem=8000")):                                     "<nil>",
 		ptr(pod("a").wants("c", "gpu=100 gpumem=8000")):                                   "the pod asks for 100 devices of nvidia.com/gpu; the largest node can hold 14",
+		ptr(pod("a").wants("c", "gpu=100")):                                               "the pod asks for 100 whole GPUs with nvidia.com/gpu; the largest node can hold 2",
+		ptr(pod("a").wants("c", "gpu=3 gpumem-percentage=100")):                           "the pod asks for 3 whole GPUs with nvidia.com/gpu; the largest node can hold 2",
 		ptr(pod("a").wants("c", "gpu=1 gpumem=50000")):                                    "limit nvidia.com/gpumem asks for 50000 MiB; no GPU in the cluster can be cut into that, the largest profile on offer is 7g.40gb with 40960 MiB",
-		ptr(pod("a").wants("c", "gpu=1").annotated(v1alpha1.AnnotationProfile, "9g.1gb")): "annotation nvidia.com/mig-profile asks for profile 9g.1gb; no GPU in the cluster can be cut into that, the largest profile on offer is 7g.40gb with 40960 MiB",
+		ptr(pod("a").wants("c", "gpu=1").annotated(v1alpha1.AnnotationProfile, "9g.1gb")): "annotation nvidia.com/mig-profile asks for profile 9g.1gb; no GPU in the cluster can be cut into that, on offer are 1g.5gb, 2g.10gb, 3g.20gb, 7g.40gb",
 	} {
 		if got := ask(*b); got != want {
 			t.Errorf("Possible = %s\nwant       %s", got, want)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"unicode"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -59,6 +60,10 @@ type Request struct {
 	// Containers lists for each container with devices, by name, the indexes
 	// into Devices in the order of the allocation.
 	Containers map[string][]int
+
+	// Remark is a sentence on what may not be meant and is no mistake; empty where
+	// there is nothing.
+	Remark string
 
 	joint    []bool // by device: a container has it together with others
 	prices   *Prices
@@ -159,6 +164,13 @@ func (r *Request) parseMode(text string) error {
 	if !r.MIG && !r.Share {
 		return invalid("annotation %s is %q; use %q, %q or both",
 			v1alpha1.AnnotationMode, text, v1alpha1.ModeMIG, v1alpha1.ModeHAMiCore)
+	}
+	for _, word := range strings.FieldsFunc(text, func(c rune) bool { return c != '-' && !unicode.IsLetter(c) && !unicode.IsDigit(c) }) {
+		if word != v1alpha1.ModeMIG && word != v1alpha1.ModeHAMiCore {
+			r.Remark = fmt.Sprintf("annotation %s is %q, and %q is no mode of dynamig: what counts is which of %q and %q the text contains, as in HAMi",
+				v1alpha1.AnnotationMode, text, word, v1alpha1.ModeMIG, v1alpha1.ModeHAMiCore)
+			break
+		}
 	}
 	return nil
 }
@@ -295,6 +307,17 @@ func firstAsked(c *v1.Container, n *v1alpha1.Resources) v1.ResourceName {
 		}
 	}
 	return n.Count
+}
+
+// wholeGPUs counts the devices that nothing can be beside.
+func (r *Request) wholeGPUs() int {
+	n := 0
+	for _, w := range r.Devices {
+		if w.Full || w.Percent == 100 {
+			n++
+		}
+	}
+	return n
 }
 
 // Describe says in words what one device must be.

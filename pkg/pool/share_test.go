@@ -246,6 +246,12 @@ func TestMistakesInAnnotations(t *testing.T) {
 			t.Errorf("%s: %s, want %s", tc.name, got, tc.want)
 		}
 	}
+	for text, odd := range map[string]string{"mig": "", "mig,hami-core": "", `["hami-core", "mig"]`: "", "migx": "migx", "hami-core;mps": "mps"} {
+		r, err := Parse(pod("p").wants("c", "gpu=1").annotated(v1alpha1.AnnotationMode, text).Pod, Options{})
+		if err != nil || odd == "" && r.Remark != "" || odd != "" && !strings.Contains(r.Remark, fmt.Sprintf("and %q is no mode of dynamig", odd)) {
+			t.Errorf("the remark on mode %s is %q (%v), want one on %q", text, r.Remark, err, odd)
+		}
+	}
 	split := pod("p").wants("c", "gpu=1").wants("d", "gpu=1").init("i", "gpu=2").annotated(v1alpha1.AnnotationMode, "hami-core")
 	want := `the devices of init container "i" go to different containers after it, which a pod in mode hami-core cannot have; change that or annotation nvidia.com/vgpu-mode`
 	if _, err := Parse(split.Pod, Options{}); fmt.Sprint(err) != want {

@@ -79,16 +79,16 @@ func TestTheLargestNodeIsKnownWhenNodesComeAndGo(t *testing.T) {
 		do   func()
 		want int
 	}{
-		{func() { update("a", 2) }, 14},
-		{func() { update("b", 8) }, 56},
-		{func() { update("c", 8) }, 56},
-		{func() { p.Remove("b") }, 56},
-		{func() { update("c", 1) }, 14},
-		{func() { p.Remove("a") }, 7},
+		{func() { update("a", 2) }, 2},
+		{func() { update("b", 8) }, 8},
+		{func() { update("c", 8) }, 8},
+		{func() { p.Remove("b") }, 8},
+		{func() { update("c", 1) }, 2},
+		{func() { p.Remove("a") }, 1},
 		{func() { p.Remove("c") }, 0},
 	} {
-		if step.do(); p.largest() != step.want {
-			t.Errorf("the largest node holds %d devices, want %d", p.largest(), step.want)
+		if step.do(); p.largest() != (size{7 * step.want, step.want}) {
+			t.Errorf("the largest node holds %+v, want what %d GPUs hold", p.largest(), step.want)
 		}
 	}
 }

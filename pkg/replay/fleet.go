@@ -61,7 +61,8 @@ func (f *Fleet) GPUs() int { return len(f.gpus) }
 var fleetText = regexp.MustCompile(`^([0-9]{1,6})x([0-9]{1,3})x(.+)$`)
 
 // ParseFleet reads specifications such as "12x8xH100-80GB": nodes, GPUs of each,
-// and a board of pkg/geometry/boards by its key or NVML product name. The device
+// and a board of pkg/geometry/boards by its key or NVML product name, which may be
+// without "NVIDIA ", as kubectl mig status prints it. The device
 // configuration narrows what the GPUs offer, as on a real node; nil is none.
 func ParseFleet(specs []string, device *config.Device) (*Fleet, error) {
 	if len(specs) == 0 {
@@ -101,11 +102,15 @@ func (b *fleetBuilder) add(spec string) error {
 	case gpus < 1 || gpus > maxGPUsPerNode:
 		return fmt.Errorf("%d GPUs on a node; want 1 to %d", gpus, maxGPUsPerNode)
 	}
-	board, ok := boards.Named(parts[3])
-	if !ok {
-		return fmt.Errorf("board %q is not known; the known ones are %s", parts[3], strings.Join(keys(), ", "))
-	}
 	product := parts[3]
+	board, ok := boards.Named(product)
+	if !ok {
+		product = "NVIDIA " + product
+		board, ok = boards.Named(product)
+	}
+	if !ok {
+		return fmt.Errorf("board %q is not known; the known ones are %s, and NVML's product names", parts[3], strings.Join(keys(), ", "))
+	}
 	if product == board.Key && len(board.Products) > 0 {
 		product = board.Products[0]
 	}

@@ -12,11 +12,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/dynamig/dynamig/pkg/config"
 	"github.com/dynamig/dynamig/pkg/geometry"
 )
 
@@ -31,8 +33,9 @@ type Job struct {
 
 // Trace is jobs by ascending arrival.
 type Trace struct {
-	File string // for messages
-	Jobs []Job
+	File  string // for messages
+	Jobs  []Job
+	Notes []string // what may be a mistake, sentences
 }
 
 // Format is the form of a trace.
@@ -80,6 +83,9 @@ func ReadTrace(r io.Reader, file string, format Format, fleet *Fleet) (*Trace, e
 		return nil, err
 	}
 	trace := &Trace{File: file}
+	if format == CSV {
+		trace.Notes = t.doubts()
+	}
 	for t.next() {
 		if job, skip := read(); !skip && t.err == nil {
 			job.Line, _ = t.reader.FieldPos(0)
@@ -146,6 +152,24 @@ func (t *table) need(names ...string) error {
 		}
 	}
 	return nil
+}
+
+// doubts says which unknown columns look like known ones, and whether no column says
+// what a job asks for.
+func (t *table) doubts() []string {
+	asking := []string{"profile", "gpumem", "gpucores"}
+	columns := append([]string{"arrival", "duration", "devices"}, asking...)
+	var out []string
+	for _, name := range slices.SortedFunc(maps.Keys(t.at), func(a, b string) int { return cmp.Compare(t.at[a], t.at[b]) }) {
+		plain := strings.NewReplacer("nvidia.com/", "", "_", "", "-", "", " ", "").Replace(name)
+		if near := config.Nearest(plain, columns); near != "" && !slices.Contains(columns, name) {
+			out = append(out, fmt.Sprintf("%s: the column %q is ignored; was %q meant?", t.file, name, near))
+		}
+	}
+	if !slices.ContainsFunc(asking, func(name string) bool { _, ok := t.at[name]; return ok }) {
+		out = append(out, fmt.Sprintf("%s has none of the columns %s, so that every job asks for whole GPUs", t.file, strings.Join(asking, ", ")))
+	}
+	return out
 }
 
 // next reads a row; false at the end and after an error.

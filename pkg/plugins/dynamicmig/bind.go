@@ -253,8 +253,8 @@ func describeShare(share v1alpha1.Share, gpu int32) string {
 	}
 }
 
-// remark says what a user may wonder about: a larger profile than needed, and
-// several devices for one process.
+// remark says what a user may wonder about: a larger profile than needed, several
+// devices for one process, and what the request may not have meant.
 func (s *state) remark() string {
 	text := ""
 	for _, d := range s.chosen.plan.Devices {
@@ -267,6 +267,9 @@ func (s *state) remark() string {
 			text += "; one CUDA process sees one MIG device, so run one process per device"
 			break
 		}
+	}
+	if s.request.Remark != "" {
+		text += "; " + s.request.Remark
 	}
 	return text
 }

@@ -349,6 +349,10 @@ func TestPostBindTellsWhatMaySurprise(t *testing.T) {
 			name: "two devices of one container", pod: pod("p", "gpu=2 gpumem=20000"),
 			want: "Normal GPUsPlaced 3g.20gb at slice 0, 4 of GPU 0 on node n; one CUDA process sees one MIG device, so run one process per device",
 		}, {
+			name: "a mode that is none", pod: pod("p", "gpu=1 gpumem=20000").Annotation(v1alpha1.AnnotationMode, "migx"),
+			want: `Normal GPUsPlaced 3g.20gb at slice 0 of GPU 0 on node n; annotation nvidia.com/vgpu-mode is "migx", and "migx" is no mode of dynamig: ` +
+				`what counts is which of "mig" and "hami-core" the text contains, as in HAMi`,
+		}, {
 			name: "a larger profile than needed", pod: pod("p", "gpu=1 gpumem=4000"),
 			running: []*st.PodWrapper{report(t, "n", 1).on(pod("q", "gpu=1 gpumem=20000"), "3g.20gb@0")},
 			want:    "Normal GPUsPlaced 3g.20gb at slice 4 of GPU 0 on node n (larger than asked for: no smaller adequate profile was free)",

@@ -177,7 +177,7 @@ func TestEachReasonHasAnEventThatCuresIt(t *testing.T) {
 				f.changed(changed)
 			},
 		}, {
-			reason: "annotation nvidia.com/mig-profile asks for profile 9g.90gb; no GPU in the cluster can be cut into that, the largest profile on offer is 7g.40gb with 40320 MiB",
+			reason: "annotation nvidia.com/mig-profile asks for profile 9g.90gb; no GPU in the cluster can be cut into that, on offer are 1g.5gb, 1g.5gb+me, 1g.10gb, 2g.10gb, 3g.20gb, 4g.20gb, 7g.40gb",
 			pod:    pod("p", "gpu=1").Annotation(v1alpha1.AnnotationProfile, "9g.90gb"),
 			setup:  func(f *fixture) { f.addNode(node("n").Obj(), b.GPUNode) },
 			cure:   func(f *fixture) { f.annotate(f.pod, v1alpha1.AnnotationProfile, "7g.40gb") },
