@@ -69,7 +69,7 @@ func run(ctx context.Context, cfg stack.Config, once bool) (err error) {
 		defer func() { err = errors.Join(err, s.Cluster.Stop(context.WithoutCancel(ctx))) }()
 	}
 	st := story{Stack: s, repo: cfg.Repo, programs: cfg.Programs}
-	for _, chapter := range []func(context.Context) error{st.podFirst, st.whatItGot, st.fillGaps, st.oneMore} {
+	for _, chapter := range []func(context.Context) error{st.podFirst, st.whatItGot, st.fillGaps, st.oneMore, st.templateChanges} {
 		if err := chapter(ctx); err != nil {
 			return err
 		}
@@ -84,7 +84,7 @@ func run(ctx context.Context, cfg stack.Config, once bool) (err error) {
   kubectl mig status --watch
   kubectl mig explain pod gpu-pod
   kubectl get pods -o wide
-  kubectl delete pod small-2
+  kubectl delete pod larger-1
   kubectl create -f examples/small-pod.yaml
 
 The live page is at %s, metrics at %[4]s/metrics.

@@ -15,15 +15,19 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/test/stack"
 )
 
 const (
 	namespace = "default"
 	board     = "A100-SXM4-40GB"
+	smallMiB  = "4000" // 1g.5gb
+	largerMiB = "9000" // 2g.10gb
 )
 
 // story is the demo's chapters, told in order.
@@ -106,7 +110,7 @@ func (st story) fillGaps(ctx context.Context) error {
 	title(fmt.Sprintf("%d small pods fill the gaps beside it", smallPods))
 	var pods []*v1.Pod
 	for i := range smallPods {
-		if err := st.createSmall(ctx, fmt.Sprintf("small-%d", i+1)); err != nil {
+		if err := st.create(ctx, fmt.Sprintf("small-%d", i+1), smallMiB); err != nil {
 			return err
 		}
 	}
@@ -127,7 +131,7 @@ func (st story) fillGaps(ctx context.Context) error {
 func (st story) oneMore(ctx context.Context) error {
 	title("One more than fits")
 	const name = "one-more"
-	if err := st.createSmall(ctx, name); err != nil {
+	if err := st.create(ctx, name, smallMiB); err != nil {
 		return err
 	}
 	pod, err := st.WaitPod(ctx, namespace, name, waiting)
@@ -155,8 +159,8 @@ func (st story) oneMore(ctx context.Context) error {
 	return st.agree(ctx, pod)
 }
 
-// createSmall makes a pod of examples/small-pod.yaml, with a name.
-func (st story) createSmall(ctx context.Context, name string) error {
+// create makes a pod of examples/small-pod.yaml, with a name and as much memory.
+func (st story) create(ctx context.Context, name, memoryMiB string) error {
 	text, err := os.ReadFile(filepath.Join(st.repo, "examples/small-pod.yaml"))
 	if err != nil {
 		return err
@@ -166,6 +170,7 @@ func (st story) createSmall(ctx context.Context, name string) error {
 		return err
 	}
 	pod.GenerateName, pod.Name = "", name
+	pod.Spec.Containers[0].Resources.Limits[v1alpha1.ResourceMemory] = resource.MustParse(memoryMiB)
 	_, err = st.Kube.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})
 	return err
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -255,44 +256,31 @@ func onlyWholeGPUs(t *testing.T) {
 
 // neighbour is a running pod that nothing may disturb.
 type neighbour struct {
-	pod   *v1.Pod
-	uuids []string
-	since string // when its process began, as the kernel tells
+	pod  *v1.Pod
+	life stack.Life
 }
 
 func keep(t *testing.T, wants string) neighbour {
 	t.Helper()
 	pod := runs(t, newPod("kept", wants))
-	return neighbour{pod: pod, uuids: uuids(t, pod), since: since(t, pod)}
+	return neighbour{pod, life(t, pod)}
 }
 
 func (n neighbour) check(t *testing.T) {
 	t.Helper()
 	agree(t, n.pod)
-	if now := uuids(t, n.pod); !slices.Equal(now, n.uuids) {
-		t.Errorf("instances of pod %s = %v, before %v", n.pod.Name, now, n.uuids)
-	}
-	pod, err := st.Kube.CoreV1().Pods(namespace).Get(t.Context(), n.pod.Name, metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	had, has := n.pod.Status.ContainerStatuses[0], pod.Status.ContainerStatuses[0]
-	if had.ContainerID != has.ContainerID || has.RestartCount != 0 {
-		t.Errorf("container of pod %s = %s after %d restarts, before %s", pod.Name, has.ContainerID, has.RestartCount, had.ContainerID)
-	}
-	if now := since(t, n.pod); now != n.since {
-		t.Errorf("process of pod %s began at %s, before at %s", pod.Name, now, n.since)
+	if diff := cmp.Diff(n.life, life(t, n.pod)); diff != "" {
+		t.Errorf("pod %s does not live on as before (-before +now):\n%s", n.pod.Name, diff)
 	}
 }
 
-// since reads when a container's first process began, in ticks since the machine did.
-func since(t *testing.T, pod *v1.Pod) string {
+func life(t *testing.T, pod *v1.Pod) stack.Life {
 	t.Helper()
-	out, err := st.Cluster.Kubectl(t.Context(), "exec", "-n", namespace, pod.Name, "--", "sh", "-c", "cut -d' ' -f22 /proc/1/stat")
+	l, err := st.Life(t.Context(), pod)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(bytes.TrimSpace(out))
+	return l
 }
 
 // look is what a node's driver shows.

@@ -16,8 +16,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
-	"github.com/dynamig/dynamig/pkg/nvml"
-	"github.com/dynamig/dynamig/pkg/nvml/sim"
 	"github.com/dynamig/dynamig/test/cluster"
 	"github.com/dynamig/dynamig/test/stack"
 )
@@ -144,26 +142,9 @@ func allocation(t *testing.T, pod *v1.Pod) v1alpha1.Allocation {
 // uuids are those of the instances that NVML holds for a pod's container "main".
 func uuids(t *testing.T, pod *v1.Pod) []string {
 	t.Helper()
-	node, err := st.Node(pod.Spec.NodeName)
+	out, err := st.UUIDs(pod, "main")
 	if err != nil {
 		t.Fatal(err)
-	}
-	driver, err := sim.Open(node.SimRoot)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer driver.Close()
-	var out []string
-	for _, d := range allocation(t, pod).Containers["main"] {
-		instances, err := driver.Instances(nvml.GPUID(d.GPU))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, i := range instances {
-			if int32(i.Profile) == d.MIG.ProfileID && int32(i.Start) == d.MIG.Start {
-				out = append(out, i.UUID)
-			}
-		}
 	}
 	return out
 }

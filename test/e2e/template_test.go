@@ -7,12 +7,7 @@ import (
 	"slices"
 	"testing"
 
-	v1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
-	"github.com/dynamig/dynamig/pkg/pool"
-	"github.com/dynamig/dynamig/test/stack"
 )
 
 // TestTemplateChangesUnderARunningPod: a pod has a 1g.5gb of the first template,
@@ -43,24 +38,7 @@ func TestTemplateChangesUnderARunningPod(t *testing.T) {
 // first that has everything in use.
 func inForce(t *testing.T, gpu string, want int) {
 	t.Helper()
-	err := stack.Until(t.Context(), "the template", func() (bool, error) {
-		list, err := st.Kube.CoreV1().Pods(v1.NamespaceAll).List(t.Context(), metav1.ListOptions{FieldSelector: "spec.nodeName=node1"})
-		if err != nil {
-			return false, err
-		}
-		pods := make([]*v1.Pod, len(list.Items))
-		for i := range list.Items {
-			pods[i] = &list.Items[i]
-		}
-		picture := pool.Options{}.Draw(gpuNode(t, "node1"), pods, &pool.Catalogues{})
-		for _, g := range picture.GPUs {
-			if g.UUID == gpu {
-				return g.Template != nil && *g.Template == want, nil
-			}
-		}
-		return false, nil
-	})
-	if err != nil {
-		t.Fatalf("template %d is not in force on GPU %s: %v", want, gpu, err)
+	if err := st.WaitTemplate(t.Context(), "node1", gpu, want); err != nil {
+		t.Fatal(err)
 	}
 }
