@@ -4,6 +4,7 @@
 package pool
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -24,8 +25,8 @@ const (
 	// halfAfter is the number of devices after which all counts are halved, so that
 	// the last one or two thousand decide.
 	halfAfter = 1000
-	// movedBy is by how much the parts of all kinds must have changed together,
-	// where 2 is everything. It is looked at after every so many devices.
+	// movedBy is by how much the parts of a catalogue's profiles must have changed
+	// together, where 2 is everything. It is looked at after every so many devices.
 	movedBy    = 0.04
 	movedAfter = 32
 	// maxExpected bounds how many kinds are told apart: the rarest goes for a new one.
@@ -46,13 +47,16 @@ const (
 type Mix struct {
 	prior []Expected // its weights sum up to priorDevices; empty for all alike
 
-	mu     sync.Mutex // guards what follows
-	seen   []Expected // in the order of their first coming
-	total  float64    // of the weights of seen
-	since  int        // devices since the last Prices
-	check  int        // when since is so many, Moved looks again
-	priced []Expected // seen at the last Prices, with weights that sum up to 1
+	mu     sync.Mutex                    // guards what follows
+	seen   []Expected                    // in the order of their first coming
+	total  float64                       // of the weights of seen
+	since  int                           // devices since the last Prices
+	check  int                           // when since is so many, Moved looks again
+	priced map[*geometry.Catalogue]parts // of profiles at the last Prices
 }
+
+// parts are how often each profile is expected, all together 1.
+type parts map[geometry.ProfileID]float64
 
 // NewMix is a mix that expects these requests; all profiles alike where there are
 // none.
@@ -121,8 +125,10 @@ func (m *Mix) forgetRarest() {
 	m.seen = slices.Delete(m.seen, rarest, rarest+1)
 }
 
-// Moved reports whether the mix has changed enough for new Prices. It looks now and
-// then only, so that it may be asked after each request.
+// Moved reports whether the mix has changed enough for new Prices: what the last
+// ones expect of some catalogue's profiles. Amounts that mean the same profiles are
+// the same to it. It looks now and then only, so that it may be asked after each
+// request.
 func (m *Mix) Moved() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -130,25 +136,26 @@ func (m *Mix) Moved() bool {
 		return false
 	}
 	m.check = m.since + movedAfter
-	distance, common := 0.0, 0.0
-	for _, now := range m.shares() {
-		was := 0.0
-		if i := slices.IndexFunc(m.priced, func(e Expected) bool { return e.Want == now.Want }); i >= 0 {
-			was = m.priced[i].Weight
+	for c, was := range m.priced {
+		if was.distance(m.parts(c)) >= movedBy {
+			return true
 		}
-		distance += math.Abs(now.Weight - was)
-		common += was
 	}
-	return distance+1-common >= movedBy // what is no longer seen counts as well
+	return len(m.priced) == 0
 }
 
-// shares are the parts of what was seen.
-func (m *Mix) shares() []Expected {
-	out := slices.Clone(m.seen)
-	for i := range out {
-		out[i].Weight /= m.total
+// distance is 0 for equal parts, and 2 for those that have nothing in common.
+func (p parts) distance(q parts) float64 {
+	sum := 0.0
+	for id, part := range p {
+		sum += math.Abs(part - q[id])
 	}
-	return out
+	for id, part := range q {
+		if _, both := p[id]; !both {
+			sum += part
+		}
+	}
+	return sum
 }
 
 // Prices are catalogues with the scores of one mix. Immutable.
@@ -179,13 +186,9 @@ func (p *Prices) version() uint64 {
 // before (nil at first) had in use. It takes a millisecond or so for each
 // catalogue: keep it off the way of a decision.
 func (m *Mix) Prices(catalogues []*geometry.Catalogue, before *Prices) *Prices {
-	m.mu.Lock()
-	expected := slices.Clone(m.seen)
-	m.priced, m.since, m.check = m.shares(), 0, movedAfter
-	m.mu.Unlock()
 	p := &Prices{Version: before.version() + 1, mixed: make(map[*geometry.Catalogue]*geometry.Catalogue)}
-	for _, c := range catalogues {
-		mixed, err := c.WithMix(m.weights(c, expected))
+	for c, expected := range m.expect(catalogues) {
+		mixed, err := c.WithMix(expected)
 		if err != nil {
 			continue // nothing expected can be had of it: all profiles alike
 		}
@@ -195,9 +198,33 @@ func (m *Mix) Prices(catalogues []*geometry.Catalogue, before *Prices) *Prices {
 	return p
 }
 
-// weights says how often each profile of a catalogue is expected.
-func (m *Mix) weights(c *geometry.Catalogue, seen []Expected) map[geometry.ProfileID]float64 {
-	weights := map[geometry.ProfileID]float64{}
+// expect notes, and returns, what there is to be priced.
+func (m *Mix) expect(catalogues []*geometry.Catalogue) map[*geometry.Catalogue]parts {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.priced, m.since, m.check = make(map[*geometry.Catalogue]parts, len(catalogues)), 0, movedAfter
+	for _, c := range catalogues {
+		m.priced[c] = m.parts(c)
+	}
+	return m.priced
+}
+
+// parts are what is expected of a catalogue, under the lock.
+func (m *Mix) parts(c *geometry.Catalogue) parts {
+	weights := m.weights(c)
+	sum := 0.0
+	for _, id := range slices.Sorted(maps.Keys(weights)) { // floating-point sums need an order
+		sum += weights[id]
+	}
+	for id := range weights {
+		weights[id] /= sum
+	}
+	return weights
+}
+
+// weights says how often each profile of a catalogue is expected, in devices.
+func (m *Mix) weights(c *geometry.Catalogue) parts {
+	weights := parts{}
 	add := func(expected []Expected) {
 		for _, e := range expected {
 			if exact, ok := c.Can(e.Want); ok {
@@ -210,7 +237,7 @@ func (m *Mix) weights(c *geometry.Catalogue, seen []Expected) map[geometry.Profi
 			weights[id] = priorDevices / float64(len(c.Common()))
 		}
 	}
-	add(seen)
+	add(m.seen)
 	return weights
 }
 

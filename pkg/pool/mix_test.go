@@ -80,7 +80,7 @@ func TestMixAsConfigured(t *testing.T) {
 	c := hardware(t, "H100-80GB")
 	m := NewMix([]Expected{{geometry.Want{MemoryMiB: 20000, Cores: 20}, 7}, {geometry.Want{MemoryMiB: 1 << 20}, 1}})
 	see(m, 3, geometry.Want{Profile: "4g.40gb"})
-	weights := m.weights(c, m.seen)
+	weights := m.weights(c)
 	two, _ := c.Model().ByName("2g.20gb")
 	four, _ := c.Model().ByName("4g.40gb")
 	if len(weights) != 2 || weights[two.ID] != priorDevices*7./8 || weights[four.ID] != 3 {
@@ -208,5 +208,22 @@ func TestMixLearnsOnAfterManyKinds(t *testing.T) {
 	}
 	if got := startOf(t, c, m.Prices([]*geometry.Catalogue{c}, before), "1g.10gb"); got != 6 {
 		t.Errorf("where nearly all ask for 2g, 1g goes to %d, want 6", got)
+	}
+}
+
+// TestAmountsOfOneProfileDoNotMoveTheMix: a stream in which no two requests are for
+// the same amount moves the mix until its profiles are known, and no more.
+func TestAmountsOfOneProfileDoNotMoveTheMix(t *testing.T) {
+	all := []*geometry.Catalogue{hardware(t, "H100-80GB"), hardware(t, "A30-24GB")}
+	m, moved := NewMix(nil), 0
+	for i := range 10000 {
+		m.See(benchmarkRequest(geometry.Want{MemoryMiB: 1 + i%6000}))
+		if m.Moved() {
+			m.Prices(all, nil)
+			moved++
+		}
+	}
+	if moved == 0 || moved > 20 {
+		t.Errorf("10000 requests for amounts of the smallest profile moved the mix %d times, want a few", moved)
 	}
 }
