@@ -45,7 +45,7 @@ Policies:
   best-fit    the fullest GPU with room
   fgd         fragmentation gradient descent, told the trace's mix of requests
   repack      the bound: everything may move at any time (GPUs of 8 memory slices)
-  all         all of these`
+  all         all of these, repack where it knows the fleet`
 
 const replayExample = `  # How many of these jobs would 12 nodes with 8 H100 turn away?
   kubectl mig replay --fleet 12x8xH100-80GB --trace jobs.csv
@@ -64,6 +64,7 @@ type replayFlags struct {
 	mode, output            string
 	warmup                  float64
 	learn                   bool
+	all                     bool // of the policies
 }
 
 func newReplayCommand(s *screen) *cobra.Command {
@@ -120,7 +121,7 @@ func (f *replayFlags) check() error {
 			return fmt.Errorf("--%s is %q; use %s", c.flag, c.value, strings.Join(c.known, " or "))
 		}
 	}
-	if slices.Contains(f.policies, "all") {
+	if f.all = slices.Contains(f.policies, "all"); f.all {
 		f.policies = replay.Policies()
 	}
 	for _, p := range f.policies {
@@ -161,6 +162,10 @@ func (f *replayFlags) run(ctx context.Context, s *screen) error {
 		opts.Progress = progress.show
 		r, err := replay.Run(ctx, fleet, trace.Jobs, opts)
 		progress.wipe()
+		if f.all && errors.Is(err, replay.ErrNoBound) {
+			fmt.Fprintln(s.err, "note:", err)
+			continue
+		}
 		if err != nil {
 			return err
 		}

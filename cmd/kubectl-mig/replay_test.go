@@ -55,6 +55,18 @@ func TestReplayJSON(t *testing.T) {
 	}
 }
 
+// TestReplayAllButTheBound: where there is no bound the others are compared.
+func TestReplayAllButTheBound(t *testing.T) {
+	var results []replay.Result
+	got := runWith(t, "replay", "--fleet", "1x1xA30-24GB", "--trace", jobs(t), "--policy", "all", "-o", "json")
+	if err := json.Unmarshal([]byte(got.out), &results); err != nil || len(results) != len(replay.Policies())-1 {
+		t.Errorf("%d results (%v), want %d", len(results), err, len(replay.Policies())-1)
+	}
+	if got.code != exitFine || !strings.HasPrefix(got.err, "note: policy repack: there is no exact bound for A30-24GB") {
+		t.Errorf("exit code %d, %q; want a note on repack", got.code, got.err)
+	}
+}
+
 func TestReplayMistakes(t *testing.T) {
 	trace, fleet := jobs(t), "--fleet=1x1xA30-24GB"
 	broken := filepath.Join(t.TempDir(), "broken.csv")
@@ -77,7 +89,7 @@ func TestReplayMistakes(t *testing.T) {
 		{[]string{fleet, "--trace", trace, "--device-config", "/nowhere.yaml"}, exitError, "reading --device-config: open /nowhere.yaml"},
 		{[]string{fleet, "--trace", trace, "--device-config", trace}, exitError, "jobs.csv:1"},
 		{[]string{fleet, "--trace", broken}, exitError, `broken.csv:2:3: gpumem is "5GB"`},
-		{[]string{fleet, "--trace", trace, "--policy", "repack"}, exitError, "there is no exact bound for a A30-24GB"},
+		{[]string{fleet, "--trace", trace, "--policy", "repack"}, exitError, "there is no exact bound for A30-24GB"},
 		{[]string{fleet, "--trace", "-"}, exitError, "reading trace standard input: it is empty"},
 		{[]string{fleet, "--trace", trace, "--trace-format", "openb"}, exitError, `jobs.csv:1:1: there is no column "num_gpu"`},
 	} {

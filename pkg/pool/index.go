@@ -28,9 +28,12 @@ type Index struct {
 
 	simple   bool // all nodes are
 	revision []int
-	plans    map[*Request][]indexed
-	prices   *Prices // of the requests in plans
+	plans    map[*Request][]indexed // at most maxIndexed in all
+	prices   *Prices                // of the requests in plans
 }
+
+// maxIndexed is how many answers of nodes are kept, but for those to one request.
+const maxIndexed = 1 << 18
 
 // indexed is what a node has answered.
 type indexed struct {
@@ -144,28 +147,48 @@ func (x *Index) cheapest(r *Request) (position int, c *geometry.Choice, cost int
 	return position, c, cost
 }
 
-// look asks the nodes.
+// look asks all nodes.
 func (x *Index) look(r *Request) (node int, plan Plan, ok bool) {
+	node, plan, _, ok = x.BestOf(r, 0, len(x.views))
+	return node, plan, ok
+}
+
+// BestOf is the best of some nodes: those from one on, and then the first ones, until
+// enough have a plan. asked is how many it took.
+func (x *Index) BestOf(r *Request, from, enough int) (node int, plan Plan, asked int, ok bool) {
+	plans := x.plansOf(r)
+	for found := 0; asked < len(x.views) && found < enough; asked++ {
+		n := (from + asked) % len(x.views)
+		p := &plans[n]
+		if p.revision != x.revision[n] {
+			made, verdict := x.views[n].find(r)
+			*p = indexed{x.revision[n], verdict == nil, made}
+		}
+		if !p.fits {
+			continue
+		}
+		if found++; !ok || p.plan.Score < plan.Score {
+			node, plan, ok = n, p.plan, true
+		}
+	}
+	return node, plan, asked, ok
+}
+
+// plansOf is what the nodes have answered to a request, by node.
+func (x *Index) plansOf(r *Request) []indexed {
 	if x.prices != r.prices { // what was asked at others is not asked again
 		x.prices = r.prices
 		clear(x.plans)
 	}
 	plans := x.plans[r]
 	if plans == nil {
+		if (len(x.plans)+1)*len(x.views) > maxIndexed {
+			clear(x.plans) // rare: a trace of thousands of different jobs, on a large fleet
+		}
 		plans = make([]indexed, len(x.views))
 		x.plans[r] = plans
 	}
-	for n, v := range x.views {
-		p := &plans[n]
-		if p.revision != x.revision[n] {
-			found, verdict := v.find(r)
-			*p = indexed{x.revision[n], verdict == nil, found}
-		}
-		if p.fits && (!ok || p.plan.Score < plan.Score) {
-			node, plan, ok = n, p.plan, true
-		}
-	}
-	return node, plan, ok
+	return plans
 }
 
 // Take carries a plan out. The error says what is not free.

@@ -181,6 +181,26 @@ func indexRequests() []*Request {
 	return append(requests, both, picky)
 }
 
+// TestIndexForgets: requests without end do not fill memory, and are answered as
+// the first ones.
+func TestIndexForgets(t *testing.T) {
+	node := benchmarkNode(t, "A30-24GB", 1)
+	x := NewIndex(slices.Repeat([]*Node{node}, maxIndexed/100))
+	for range 120 {
+		r := benchmarkRequest(geometry.Want{MemoryMiB: 6000}, geometry.Want{MemoryMiB: 6000})
+		if n, _, ok := x.Best(r); !ok || n != 0 {
+			t.Fatalf("Best is node %d, %v; want the first", n, ok)
+		}
+		kept := 0
+		for _, plans := range x.plans {
+			kept += len(plans)
+		}
+		if x.plans[r] == nil || kept > maxIndexed {
+			t.Fatalf("%d answers are kept, the last one among them: %v; want at most %d", kept, x.plans[r] != nil, maxIndexed)
+		}
+	}
+}
+
 // bestByFit asks every node.
 func bestByFit(t *testing.T, x *Index, r *Request) (node int, plan Plan, ok bool) {
 	t.Helper()

@@ -10,6 +10,9 @@ import (
 	"github.com/dynamig/dynamig/pkg/geometry"
 )
 
+// ErrNoBound is when Repack does not know a fleet.
+var ErrNoBound = errors.New("there is no exact bound")
+
 // bound is the world in which every instance may be moved at any time for free: a
 // job starts if and only if all that runs, and it, could be cut out of the fleet
 // together. Nodes do not matter to it. It bounds every policy that takes jobs as
@@ -47,12 +50,13 @@ func (f *Fleet) kind(c *class) (kind geometry.Kinds, can bool, err error) {
 		if ok {
 			var known bool
 			if here, known = m.catalogue.Model().KindsOf(c.sizes[i].entry.Profile); !known {
-				return kind, false, fmt.Errorf("policy %s: there is no exact bound for a %s; it is known for GPUs with 8 memory slices only",
-					Repack, m.board.Key)
+				return kind, false, fmt.Errorf("policy %s: %w for %s; it is known for GPUs with 8 memory slices only",
+					Repack, ErrNoBound, m.board.Key)
 			}
 		}
 		if i > 0 && (ok != can || here != kind) {
-			return kind, false, errors.New("policy " + Repack + ": there is no exact bound for a fleet whose models answer the same job with different profiles; replay each model alone")
+			return kind, false, fmt.Errorf("policy %s: %w for a fleet whose models answer the same job with different profiles; replay each model alone",
+				Repack, ErrNoBound)
 		}
 		kind, can = here, ok
 	}

@@ -95,13 +95,13 @@ func (f *Fleet) answers(trace *Trace) error {
 		}
 		checked[job.Want] = true
 		if name := job.Want.Profile; name != "" && !f.has(name) {
-			return fmt.Errorf("%s:%d: the job asks for profile %q, which no board of the fleet has; a %s has %s",
-				trace.File, job.Line, name, f.models[0].board.Key, f.models[0].names())
+			return fmt.Errorf("%s:%d:%d: the job asks for profile %q, which no board of the fleet has; %s has %s",
+				trace.File, job.Line, job.Column, name, f.models[0].board.Key, f.models[0].names())
 		}
 		for _, m := range f.models {
 			if p, unknown := m.unknown(job.Want); unknown {
-				return fmt.Errorf("%s:%d: the job asks for %s, and how much memory %s of a %s has is not known; ask by profile or by gpucores alone, or use another board",
-					trace.File, job.Line, pool.Describe(job.Want), p.Name, m.board.Key)
+				return fmt.Errorf("%s:%d:%d: the job asks for %s, and how much memory %s of %s has is not known; ask by profile or by gpucores alone, or use another board",
+					trace.File, job.Line, job.Column, pool.Describe(job.Want), p.Name, m.board.Key)
 			}
 		}
 	}

@@ -204,9 +204,9 @@ func (f *Fleet) memoryMiB() (int, error) {
 	for _, m := range f.models {
 		switch {
 		case m.board.MemoryMiB == 0:
-			return 0, fmt.Errorf("the memory of a %s is not known; map by compute instead", m.board.Key)
+			return 0, fmt.Errorf("the memory of %s is not known; map by compute instead", m.board.Key)
 		case m.board.MemoryMiB != f.models[0].board.MemoryMiB:
-			return 0, fmt.Errorf("a %s and a %s differ in memory, so that a share of a GPU is no amount of memory; map by compute instead",
+			return 0, fmt.Errorf("%s and %s differ in memory, so that a share of a GPU is no amount of memory; map by compute instead",
 				f.models[0].board.Key, m.board.Key)
 		}
 	}

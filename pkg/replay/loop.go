@@ -34,6 +34,9 @@ type Options struct {
 	// NoLearning keeps policy ours at expecting all profiles alike. Otherwise it
 	// learns from the jobs that arrive, as the scheduler does where it is told to.
 	NoLearning bool
+	// Sample shows policy ours as many nodes with room as kube-scheduler looks at
+	// for a pod by default, the next ones each time, and not all.
+	Sample bool
 	// Progress, where set, is called now and then with the number of jobs that have
 	// arrived.
 	Progress func(arrived int)

@@ -30,6 +30,7 @@ func (t *table) openb(format Format, fleet *Fleet) (read func() (Job, bool), err
 			return geometry.Want{MemoryMiB: (share*memory + milli - 1) / milli}
 		}
 	}
+	t.asked = "gpu_milli"
 	return func() (job Job, skip bool) {
 		gpus, share := t.whole("num_gpu", 0, maxDevices, 0), t.whole("gpu_milli", 0, milli, 0)
 		switch {

@@ -25,15 +25,21 @@ type ours struct {
 	prices     *pool.Prices
 	catalogues []*geometry.Catalogue
 
+	enough int // nodes with room to look at, 0 for the best of all
+	next   int // node to begin with
+
 	// What was chosen last.
 	node int
 	plan pool.Plan
 }
 
-func newOurs(f *Fleet, classes []class, learn bool) (*ours, error) {
+func newOurs(f *Fleet, classes []class, opts Options) (*ours, error) {
 	o := &ours{fleet: f, index: pool.NewIndex(f.nodes)}
-	if learn {
+	if !opts.NoLearning {
 		o.mix = pool.NewMix(nil)
+	}
+	if opts.Sample {
+		o.enough = sampled(len(f.nodes))
 	}
 	for _, m := range f.models {
 		o.catalogues = append(o.catalogues, m.catalogue)
@@ -82,8 +88,7 @@ func (o *ours) learn(class int) {
 }
 
 func (o *ours) choose(class int) ([]Spot, bool) {
-	var ok bool
-	if o.node, o.plan, ok = o.index.Best(o.requests[class]); !ok {
+	if !o.best(o.requests[class]) {
 		return nil, false
 	}
 	spots := make([]Spot, len(o.plan.Devices))
@@ -91,6 +96,25 @@ func (o *ours) choose(class int) ([]Spot, bool) {
 		spots[i] = Spot{o.fleet.first[o.node] + d.GPU, d.Placed}
 	}
 	return spots, true
+}
+
+// best finds a node and a plan.
+func (o *ours) best(r *pool.Request) (ok bool) {
+	if o.enough == 0 {
+		o.node, o.plan, ok = o.index.Best(r)
+		return ok
+	}
+	asked := 0
+	o.node, o.plan, asked, ok = o.index.BestOf(r, o.next, o.enough)
+	o.next = (o.next + asked) % len(o.fleet.nodes)
+	return ok
+}
+
+// sampled is how many nodes with room kube-scheduler looks at for a pod, by default
+// (numFeasibleNodesToFind in pkg/scheduler/schedule_one.go of v1.37.2).
+func sampled(nodes int) int {
+	percent := max(50-nodes/125, 5)
+	return min(nodes, max(nodes*percent/100, 100))
 }
 
 // took is called with what choose has just returned.

@@ -34,7 +34,7 @@ func newWorld(f *Fleet, classes []class, opts Options) (world, error) {
 	c := newCluster(f, classes)
 	switch name {
 	case Ours:
-		o, err := newOurs(f, classes, !opts.NoLearning)
+		o, err := newOurs(f, classes, opts)
 		if err != nil {
 			return nil, err
 		}

@@ -434,7 +434,7 @@ func TestRunRefuses(t *testing.T) {
 		`mode is "lose"; use loss or queue`:         {Mode: "lose"},
 		"warmup is 1; want a part":                  {Warmup: 1},
 		`policy "best" is not known; use one of`:    {Policy: "best"},
-		"there is no exact bound for a A30-24GB":    {Policy: Repack},
+		"there is no exact bound for A30-24GB":      {Policy: Repack},
 		"the replay was stopped by the test itself": {Policy: FirstFit, Progress: nil},
 	} {
 		ctx, cancel := context.WithCancelCause(context.Background())
@@ -490,5 +490,27 @@ func TestOursLearnsTheMix(t *testing.T) {
 		if start != tc.want {
 			t.Errorf("NoLearning %v: the 1g is at %d, want %d", tc.alike, start, tc.want)
 		}
+	}
+}
+
+// TestSampleLooksAtTheNextNodes: kube-scheduler takes the best of some nodes with
+// room, and begins behind them for the next pod.
+func TestSampleLooksAtTheNextNodes(t *testing.T) {
+	for nodes, want := range map[int]int{1: 1, 99: 99, 100: 100, 250: 120, 1000: 420, 5000: 500, 20000: 1000} {
+		if got := sampled(nodes); got != want {
+			t.Errorf("of %d nodes %d are looked at, want %d", nodes, got, want)
+		}
+	}
+	f := fleet(t, "250x1xH100-80GB")
+	var jobs []Job
+	for i := range 5 {
+		jobs = append(jobs, trace(t, f, fmt.Sprint(i, ",,,1g.10gb,,"))...)
+	}
+	var first []int
+	opts := Options{Sample: true, watch: func(_ event, _ int, spots []Spot) { first = append(first, spots[0].GPU) }}
+	replayed(t, f, jobs, opts)
+	// All nodes are idle, and were asked once for the class: 120 from each of these on.
+	if want := []int{120, 240, 120, 240, 120}; !reflect.DeepEqual(first, want) {
+		t.Errorf("jobs went to nodes %v, want %v", first, want)
 	}
 }

@@ -29,6 +29,7 @@ type Job struct {
 	Devices  int     // on one node, at least 1
 	Want     geometry.Want
 	Line     int // in the trace's file; 0 without one
+	Column   int // there, of what it asks for
 }
 
 // Trace is jobs by ascending arrival.
@@ -88,7 +89,7 @@ func ReadTrace(r io.Reader, file string, format Format, fleet *Fleet) (*Trace, e
 	}
 	for t.next() {
 		if job, skip := read(); !skip && t.err == nil {
-			job.Line, _ = t.reader.FieldPos(0)
+			job.Line, job.Column = t.reader.FieldPos(t.at[t.asked])
 			trace.Jobs = append(trace.Jobs, job)
 		}
 	}
@@ -118,6 +119,7 @@ type table struct {
 	at     map[string]int // column, by name
 	width  int
 	row    []string
+	asked  string // the column by which the row asks for a device
 	err    error
 }
 
@@ -265,6 +267,10 @@ func (t *table) csvJob() (job Job, skip bool) {
 		Profile:   t.text("profile"),
 		MemoryMiB: t.whole("gpumem", 1, math.MaxInt32, 0),
 		Cores:     t.whole("gpucores", 0, 100, 0),
+	}
+	t.asked = "profile"
+	if w.Profile == "" {
+		t.asked = "gpumem"
 	}
 	switch {
 	case w.Profile != "" && (w.MemoryMiB > 0 || w.Cores > 0):

@@ -70,11 +70,11 @@ func TestReadTrace(t *testing.T) {
 		"cores,,,1e3,30,,\n"
 	inf := math.Inf(1)
 	want := []Job{
-		{Arrival: -1, Duration: inf, Devices: 1, Want: geometry.Want{Profile: "1g.10gb+me"}, Line: 4},
-		{Arrival: 5.5, Duration: 10, Devices: 2, Want: geometry.Want{MemoryMiB: 9000}, Line: 2},
-		{Arrival: 5.5, Duration: 0.25, Devices: 1, Want: geometry.Want{MemoryMiB: 9000, Cores: 50}, Line: 5},
-		{Arrival: 1000, Duration: inf, Devices: 1, Want: geometry.Want{Full: true}, Line: 6},
-		{Arrival: 1000, Duration: inf, Devices: 1, Want: geometry.Want{Cores: 30}, Line: 7},
+		{Arrival: -1, Duration: inf, Devices: 1, Want: geometry.Want{Profile: "1g.10gb+me"}, Line: 4, Column: 16},
+		{Arrival: 5.5, Duration: 10, Devices: 2, Want: geometry.Want{MemoryMiB: 9000}, Line: 2, Column: 7},
+		{Arrival: 5.5, Duration: 0.25, Devices: 1, Want: geometry.Want{MemoryMiB: 9000, Cores: 50}, Line: 5, Column: 16},
+		{Arrival: 1000, Duration: inf, Devices: 1, Want: geometry.Want{Full: true}, Line: 6, Column: 7},
+		{Arrival: 1000, Duration: inf, Devices: 1, Want: geometry.Want{Cores: 30}, Line: 7, Column: 7},
 	}
 	var packed bytes.Buffer
 	z := gzip.NewWriter(&packed)
@@ -110,7 +110,7 @@ func TestMistakesInTracesNameTheirPlace(t *testing.T) {
 		{"arrival,gpumem\n1\n", `t.csv:2:1: the line has 1 fields, and the header 2`},
 		{"arrival,profile,gpumem\n1,1g.10gb,3\n", `t.csv:2:3: profile is "1g.10gb" beside gpumem`},
 		{"arrival,gpumem\n1,1\"0\n", "t.csv:2:4: bare \" in non-quoted"},
-		{"arrival,profile\n1,1g.10gb\n1,1g.18gb\n", `t.csv:3: the job asks for profile "1g.18gb", which no board of the fleet has; a H100-80GB has 7g.80gb, `},
+		{"arrival,profile\n1,1g.10gb\n1,1g.18gb\n", `t.csv:3:3: the job asks for profile "1g.18gb", which no board of the fleet has; H100-80GB has 7g.80gb, `},
 		{"\x1f\x8bnot gzip", "reading trace t.csv: "},
 	} {
 		_, err := ReadTrace(strings.NewReader(tc.text), "t.csv", CSV, fleet(t, "1x1xH100-80GB"))
@@ -131,7 +131,7 @@ func TestUnknownMemory(t *testing.T) {
 		t.Errorf("20000 MiB are a 1g.24gb or 2g.24gb: %v", err)
 	}
 	err := read("0,30000,,", "1x1xH100-80GB", "1x1xH100-94GB")
-	if err == nil || !strings.HasPrefix(err.Error(), "t.csv:2: the job asks for 30000 MiB, and how much memory 3g.47gb of a H100-94GB has is not known") {
+	if err == nil || !strings.HasPrefix(err.Error(), "t.csv:2:3: the job asks for 30000 MiB, and how much memory 3g.47gb of H100-94GB has is not known") {
 		t.Errorf("30000 MiB may be a 3g.47gb: error is %v", err)
 	}
 	for _, row := range []string{"0,,40,", "0,,,3g.47gb", "0,,,"} {
@@ -172,13 +172,13 @@ func TestOpenb(t *testing.T) {
 			{Arrival: 9, Duration: 11, Devices: 2, Line: 7},
 		}
 		for i := range want {
-			want[i].Want = tc.wants[i]
+			want[i].Want, want[i].Column = tc.wants[i], 9
 		}
 		if !reflect.DeepEqual(got.Jobs, want) {
 			t.Errorf("jobs are\n%+v, want\n%+v", got.Jobs, want)
 		}
 	}
-	for board, want := range map[string]string{"H100-94GB": "the memory of a H100-94GB is not known", "A100-40GB": ""} {
+	for board, want := range map[string]string{"H100-94GB": "the memory of H100-94GB is not known", "A100-40GB": ""} {
 		_, err := ReadTrace(strings.NewReader(text), "t.csv", OpenbMemory, fleet(t, "1x1x"+board))
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: error is %v, want %q", board, err, want)
