@@ -63,8 +63,8 @@ bench-geometry: ## Time placement decisions
 	@go test -run '^$$' -bench . -benchmem ./pkg/geometry/ ./pkg/pool/
 
 .PHONY: bench-packing
-bench-packing: ## Compare how policies pack a fleet; writes docs/packing.*; OPENB=DIR adds the openb trace
-	@go run ./test/packing $(if $(OPENB),-openb '$(OPENB)')
+bench-packing: ## Compare how policies pack a fleet; writes docs/packing.*; OPENB=DIR adds the openb trace; SAMPLE=1 large fleets
+	@go run ./test/packing $(if $(OPENB),-openb '$(OPENB)') $(if $(SAMPLE),-sample)
 
 .PHONY: bench-scheduler
 bench-scheduler: ## Compare with the stock scheduler in upstream's scheduler_perf

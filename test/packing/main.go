@@ -40,6 +40,7 @@ func run(ctx context.Context) error {
 	templates := flag.Int("templates", 4, "runs for each line of the table with templates; 0 leaves it as it is")
 	device := flag.String("device-config", "manifests/base/nodeagent/device-config.yaml", "file with these templates")
 	only := flag.Bool("only-templates", false, "measure that table only")
+	sample := flag.Bool("sample", false, "measure only what it costs to look at a part of the nodes, on large fleets")
 	flag.IntVar(&p.seeds, "seeds", 12, "runs for each mix, load and policy")
 	flag.IntVar(&p.fills, "fills", 120, "runs for each mix and policy of a fill")
 	flag.IntVar(&p.arrivals, "arrivals", 16000, "requests of a run")
@@ -47,6 +48,13 @@ func run(ctx context.Context) error {
 
 	began := time.Now()
 	file := filepath.Join(*docs, "packing.md")
+	if *sample {
+		text, err := sampleReport(ctx, []int{100, 1000, 5000})
+		if err != nil {
+			return err
+		}
+		return replace(file, "sample", text)
+	}
 	if *templates > 0 {
 		text, err := p.templateReport(ctx, *device, *templates)
 		if err != nil {

@@ -140,3 +140,16 @@ func TestTemplateReport(t *testing.T) {
 		t.Errorf("the table has %d lines, want %d:\n%s", lines, want, text)
 	}
 }
+
+// TestSampleReport: a fleet of few nodes is looked at as a whole.
+func TestSampleReport(t *testing.T) {
+	text, err := sampleReport(t.Context(), []int{4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, all, _ := strings.Cut(text, "| 4 | all |")
+	all, sampled, ok := strings.Cut(all, "\n| 4 | by default |")
+	if !ok || strings.TrimSpace(sampled) != strings.TrimSpace(all) || strings.Count(all, "|") != len(mixes)+1 {
+		t.Errorf("lines for 4 nodes differ, or are not there:\n%s", text)
+	}
+}

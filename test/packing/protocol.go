@@ -50,21 +50,33 @@ const gpus = 100
 
 var fleetText = []string{"12x8xH100-80GB", "1x4xH100-80GB"}
 
-// jobs draws requests. The same seed gives the same for every policy.
+// jobs draws requests for the fleet. The same seed gives the same for every policy.
 func (p protocol) jobs(m mix, l load, seed int) []replay.Job {
-	chance := rand.New(rand.NewPCG(uint64(seed), 2026))
-	mean := 0.0 // slices
+	return m.jobs(l, seed, gpus, p.arrivals)
+}
+
+// slices is what a request takes, on the average.
+func (m mix) slices() float64 {
+	mean := 0.0
 	for i, part := range m.parts {
 		mean += part * kinds[i].slices
 	}
+	return mean
+}
+
+// jobs draws requests for that many GPUs: so many, or in a fill until all slices
+// have been offered.
+func (m mix) jobs(l load, seed, gpus, arrivals int) []replay.Job {
+	chance := rand.New(rand.NewPCG(uint64(seed), 2026))
+	slices := float64(gpus * 8)
 	var jobs []replay.Job
 	at, offered := 0.0, 0.0
-	for l.rho == 0 && offered < gpus*8 || l.rho > 0 && len(jobs) < p.arrivals {
+	for l.rho == 0 && offered < slices || l.rho > 0 && len(jobs) < arrivals {
 		i := m.draw(chance.Float64())
 		offered += kinds[i].slices
 		job := replay.Job{Devices: 1, Duration: math.Inf(1), Want: geometry.Want{Profile: kinds[i].profile}}
 		if l.rho > 0 {
-			at += chance.ExpFloat64() * mean / (l.rho * gpus * 8)
+			at += chance.ExpFloat64() * m.slices() / (l.rho * slices)
 			job.Duration = chance.ExpFloat64()
 		} else {
 			at++
