@@ -36,10 +36,12 @@ cgo() {
 	export CGO_ENABLED CGO_CFLAGS
 	go vet ./pkg/nvml/native/... ./cmd/nodeagent && go vet -tags gpu ./pkg/nvml/native/ && "$tools/staticcheck" ./pkg/nvml/native/...
 }
-tidy() { for module in . test/perf test/e2e/browser; do (cd "$module" && go mod tidy -diff) || return 1; done; }
+nested="test/promql test/e2e/browser"
+vet() { go vet ./... && for module in $nested; do (cd "$module" && go vet .) || return 1; done; }
+tidy() { for module in . $nested test/perf; do (cd "$module" && go mod tidy -diff) || return 1; done; }
 
 check gofmt formatted
-check vet go vet ./...
+check vet vet
 # What the standard generators write is not ours to change.
 check staticcheck "$tools/staticcheck" $(go list ./... | grep -v /pkg/generated/)
 check cgo cgo

@@ -17,6 +17,8 @@ unit)
 	go test $(go list ./... | grep -v -E '/test/(cluster|e2e|crash)$')
 	# On its own: it runs programs that go's test cache does not know, and much at once.
 	go test -count=1 -timeout=40m ./test/crash/
+	# A module of its own: it has Prometheus' engine.
+	(cd test/promql && go test -count=1 .)
 	;;
 race)
 	command -v gcc >/dev/null || { echo "gcc is missing; the race detector needs it (on Debian: apt-get install gcc libc6-dev)." >&2; exit 1; }

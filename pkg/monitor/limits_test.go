@@ -102,7 +102,8 @@ func TestStreamsEndAndGoOn(t *testing.T) {
 		return len(now.Waiting) == 1
 	})
 	event, m2 := watch(t, url+"/monitor/v1/watch?since="+all.Version).next()
-	if event != "fleet" || len(m2.Nodes) != 0 || len(m2.Waiting) != 1 {
-		t.Errorf("event %s with %d nodes and %d pods, want fleet with the pod", event, len(m2.Nodes), len(m2.Waiting))
+	// Nodes may be in it: the informers may not have had all of them at first.
+	if event != "fleet" || len(m2.Waiting) != 1 {
+		t.Errorf("event %s with %d pods, want fleet with the pod", event, len(m2.Waiting))
 	}
 }
