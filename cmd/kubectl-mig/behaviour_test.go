@@ -170,6 +170,18 @@ func TestWhatDynamigWouldNotPlace(t *testing.T) {
 	}
 }
 
+// TestAnotherModeComesBeforeMoreGPUs: the node that shares its GPU has room.
+func TestAnotherModeComesBeforeMoreGPUs(t *testing.T) {
+	_, kubeconfig := serve(t, "shares.yaml")
+	const pod = "{apiVersion: v1, kind: Pod, metadata: {name: x, annotations: {nvidia.com/vgpu-mode: mig}}, " +
+		"spec: {schedulerName: dynamig-scheduler, containers: [{name: c, resources: {limits: {nvidia.com/gpu: 1, nvidia.com/gpumem: 20000}}}]}}"
+	const mode = "or with both modes in it, node2 has room for it now: share of 20000 MiB on GPU 0"
+	got := whatIfOf(t, kubeconfig, pod)
+	if at := strings.Index(got.out, mode); at < 0 || at > strings.Index(got.out, "1 more A100-SXM4-40GB would be enough") {
+		t.Errorf("what-if = %d, want %q before more GPUs:\n%s%s", got.code, mode, got.out, got.err)
+	}
+}
+
 // TestIdleInstancesThatMakeRoom are not counted among those that stay: the whole GPU
 // takes the place of one.
 func TestIdleInstancesThatMakeRoom(t *testing.T) {

@@ -236,6 +236,9 @@ func (st *story) drawHelp(s *screen, opts *pool.Options) []line {
 	if c := a.Templates; c != nil {
 		out = append(out, drawTemplate(s, c)...)
 	}
+	for _, t := range describeModes(a.Modes) {
+		out = append(out, s.wrap("  • ", plain, "Another mode: %s.", t)...)
+	}
 	for _, m := range a.More {
 		out = append(out, s.wrap("  • ", plain, "More GPUs: %s.", moreGPUs(m, 1))...)
 	}
@@ -322,6 +325,25 @@ func drawTemplate(s *screen, c *pool.TemplateChange) []line {
 			lead = "        - "
 		}
 		out = append(out, text(plain, "%s- {name: %s, memory: %d, count: %d}", lead, e.Profile, e.MemoryMiB, e.Count))
+	}
+	return out
+}
+
+// describeModes says what the other mode would do, for pod and GPUs.
+func describeModes(m *pool.OtherModes) (out []string) {
+	if m == nil {
+		return nil
+	}
+	if m.Pod != nil {
+		out = append(out, fmt.Sprintf("without annotation %s, or with both modes in it, %s has room for it now: %s",
+			v1alpha1.AnnotationMode, m.Pod.Node, describeSpots(m.Pod.Spots)))
+	}
+	if c := m.GPUs; c != nil {
+		var gpus []string
+		for _, index := range c.GPUs {
+			gpus = append(gpus, fmt.Sprint(index))
+		}
+		out = append(out, fmt.Sprintf("with GPU %s of %s, which nobody uses, in mode %s by the node configuration, it would fit: %s", strings.Join(gpus, ", "), c.Node, c.Mode, describeSpots(c.Spots)))
 	}
 	return out
 }

@@ -286,6 +286,9 @@ func (l *outlook) draw(s *screen) []line {
 		for _, r := range t.Reasons {
 			out = append(out, s.wrap("  • ", plain, "%s", r)...)
 		}
+		for _, other := range describeModes(t.Modes) {
+			out = append(out, s.wrap("  → ", plain, "another mode for one more: %s", other)...)
+		}
 		for _, m := range t.More {
 			out = append(out, s.wrap("  → ", plain, "%s", moreGPUs(m, t.Waiting))...)
 		}

@@ -23,6 +23,7 @@ type Advice struct {
 
 	End       *Ending         `json:"end,omitempty"`       // pods whose end would make room
 	Templates *TemplateChange `json:"templates,omitempty"` // what configuration forbids
+	Modes     *OtherModes     `json:"modes,omitempty"`     // what the modes forbid
 	More      []MoreGPUs      `json:"more,omitempty"`
 	Repack    *Repack         `json:"repack,omitempty"`
 	Smaller   int             `json:"smallerMiB,omitempty"` // the largest gpumem that would fit now
@@ -161,6 +162,7 @@ func (f *Fleet) Advise(pod *v1.Pod, gate Gate) (*Advice, error) {
 	open := f.open(prospects)
 	a.End = f.ending(open, pod, r, gate)
 	a.Templates = templateChange(prospects, r)
+	a.Modes = f.otherModes(pod, r, barred)
 	a.More = f.more(r, 1)
 	a.Repack = f.repack(open, r)
 	a.Smaller = smaller(prospects, r)

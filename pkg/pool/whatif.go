@@ -62,6 +62,11 @@ func (b Barred) on(node string, more int) string {
 	return b(node, more)
 }
 
+// beside is Barred where some more are there already, by node.
+func (b Barred) beside(more map[string]int) Barred {
+	return func(node string, n int) string { return b.on(node, more[node]+n) }
+}
+
 // Gate is Barred for any pod. Nil bars nothing.
 type Gate func(pod *v1.Pod) Barred
 
@@ -241,6 +246,9 @@ type Trials struct {
 	Waiting int      `json:"waiting"` // how many would not fit
 	Reasons []Reason `json:"reasons,omitempty"`
 
+	// Modes is what the next one would find in the other mode.
+	Modes *OtherModes `json:"modes,omitempty"`
+
 	// More is how many GPUs would be needed for those that wait, by model.
 	More []MoreGPUs `json:"more,omitempty"`
 
@@ -281,6 +289,7 @@ func (f *Fleet) Try(pod *v1.Pod, replicas int, barred Barred) (*Trials, error) {
 	t.After = f.with(added)
 	if t.Waiting = replicas - len(t.Placed); t.Waiting > 0 {
 		t.Reasons = reasonsOf(prospects)
+		t.Modes = t.After.otherModes(pod, r, barred.beside(more))
 		t.More = t.After.more(r, t.Waiting)
 	}
 	return t, nil

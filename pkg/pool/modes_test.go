@@ -1,0 +1,60 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"fmt"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+)
+
+// TestOtherModes: a pod that only the modes keep waiting hears which of the two would
+// help: its annotation, or GPUs that nobody uses.
+func TestOtherModes(t *testing.T) {
+	const wants = "gpu=1 gpumem=20000"
+	mode := func(m string) podBuilder { return pod("w").wants("c", wants).annotated(v1alpha1.AnnotationMode, m) }
+	cut := gpuNode(t, "A100-40GB", 2)
+	half := sharing(gpuNode(t, "A100-40GB", 2), capacity, 1)
+	full := pod("full").wants("c", "gpu=1").on(t, half, "7g.40gb@0").Pod
+	sharer := shared(t, "sharer", "GPU-1:1000:10").Pod
+	both := sharing(gpuNode(t, "A100-40GB", 2), capacity, 0, 1)
+	for _, tc := range []struct {
+		name string
+		node *v1alpha1.GPUNode
+		pods []*v1.Pod
+		asks podBuilder
+		pod  string // place without the annotation
+		gpus string
+	}{
+		{"a share where all GPUs are cut", cut, nil, mode("hami-core"), "3g.20gb of 0", "[0] to hami-core"},
+		{"an instance beside a GPU that is shared by nobody", half, []*v1.Pod{full}, mode("mig"), "share of 1", "[1] to mig"},
+		{"by somebody", half, []*v1.Pod{full, sharer}, mode("mig"), "share of 1", ""},
+		{"a profile by name", both, []*v1.Pod{sharer}, pod("w").wants("c", "gpu=1").annotated(v1alpha1.AnnotationProfile, "3g.20gb"), "", "[0] to mig"},
+		{"what neither mode holds", half, []*v1.Pod{full, sharer}, pod("w").wants("c", "gpu=2 gpumem=20000"), "", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			a, err := fleetOf(t, []*v1alpha1.GPUNode{tc.node}, tc.pods).Advise(tc.asks.Pod, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			gotPod, gotGPUs := "", ""
+			if a.Modes != nil && a.Modes.Pod != nil {
+				spot := a.Modes.Pod.Spots[0]
+				gotPod = fmt.Sprintf("share of %d", spot.GPUIndex)
+				if spot.MIG != nil {
+					gotPod = fmt.Sprintf("%s of %d", spot.MIG.Profile, spot.GPUIndex)
+				}
+			}
+			if a.Modes != nil && a.Modes.GPUs != nil {
+				gotGPUs = fmt.Sprintf("%v to %s", a.Modes.GPUs.GPUs, a.Modes.GPUs.Mode)
+			}
+			if gotPod != tc.pod || gotGPUs != tc.gpus || a.Fits != nil {
+				t.Errorf("without the annotation %q, with GPUs switched %q; want %q and %q", gotPod, gotGPUs, tc.pod, tc.gpus)
+			}
+		})
+	}
+}
