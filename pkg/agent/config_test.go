@@ -48,6 +48,14 @@ func TestNodeWithoutEntryOffersNothing(t *testing.T) {
 	})
 }
 
+func TestKeysWithoutEffectAreReported(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.reconfigure(`{"nodeconfig": [{"name": "node1", "operatingmode": "mig", "migstrategy": "mixed"}]}`)
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigRemarks), "migstrategy mixed has no effect: instances are made for pods")
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "True Offering")
+	})
+}
+
 func TestGPUsThatWaitForAResetAreShownAndNotOffered(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		b.reconfigure(`{"nodeconfig": [{"name": "node1", "operatingmode": "hami-core"}]}`)

@@ -269,6 +269,7 @@ func (inv *inventory) resolve(s *settings, entry config.NodeEntry) {
 		inv.mismatches.Remarks = append(inv.mismatches.Remarks, mismatches.Remarks...)
 	}
 	if inv.configured {
+		inv.mismatches.Remarks = append(inv.mismatches.Remarks, device.WithoutEffect(&entry)...)
 		inv.mismatches.Dropped = append(inv.mismatches.Dropped, s.unsupported(inv.resource)...)
 	}
 	slices.SortFunc(inv.models, func(x, y v1alpha1.GPUModel) int { return cmp.Compare(x.Model, y.Model) })

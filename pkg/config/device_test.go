@@ -228,29 +228,6 @@ func TestParseDeviceSaysWhatIsWrong(t *testing.T) {
 			"2: nvidia has a key that is a list; write a word"}},
 		{"a merge key is used", "nvidia:\n  <<: {defaultCores: 1}\n", []string{
 			"2: nvidia.\"<<\" is a merge key, which is not supported; write the keys out"}},
-		{"numbers are out of range", "nvidia:\n  defaultMemory: -1\n  defaultCores: 101\n  memoryFactor: 0\n  deviceSplitCount: 501\n", []string{
-			"2: nvidia.defaultMemory is -1; write a whole number of 0 or more",
-			"3: nvidia.defaultCores is 101; write a whole number from 0 to 100",
-			"4: nvidia.memoryFactor is 0; write a whole number of 1 or more",
-			"5: nvidia.deviceSplitCount is 501; write a whole number from 1 to 500"}},
-		{"numbers are not numbers", "nvidia:\n  defaultMemory: 8Gi\n  defaultCores: 1.5\n  deviceMemoryScaling: .inf\n  deviceCoreScaling: 0\n  deviceSplitCount: \"10\"\n  defaultGPUNum: !!int x\n", []string{
-			`2: nvidia.defaultMemory is "8Gi"; write a whole number of 0 or more`,
-			"3: nvidia.defaultCores is 1.5; write a whole number from 0 to 100",
-			"4: nvidia.deviceMemoryScaling is .inf; write a number above 0",
-			"5: nvidia.deviceCoreScaling is 0; write a number above 0",
-			`6: nvidia.deviceSplitCount is "10"; write a whole number from 1 to 500`,
-			"7: nvidia.defaultGPUNum is x; write a whole number of 0 or more"}},
-		{"words are not among the known ones", "nvidia:\n  overwriteEnv: \"no\"\n  gpuCorePolicy: froce\n  libCudaLogLevel: 5\n  disableCoreLimit: !!bool maybe\n", []string{
-			`2: nvidia.overwriteEnv is "no"; use true or false`,
-			`3: nvidia.gpuCorePolicy is "froce"; use default, force or disable`,
-			"4: nvidia.libCudaLogLevel is 5; use 0, 1, 2, 3 or 4",
-			"5: nvidia.disableCoreLimit is maybe; use true or false"}},
-		{"strings are not strings", "nvidia:\n  runtimeClassName: [a]\n  resourceCoreName: 7\n  resourceCountName: ''\n", []string{
-			"2: nvidia.runtimeClassName is a list; write a string, in quotes where it reads as something else",
-			"3: nvidia.resourceCoreName is 7; write a string, in quotes where it reads as something else",
-			"4: nvidia.resourceCountName is empty; write a string or remove it"}},
-		{"a resource has no domain", "nvidia: {resourceCountName: gpu}", []string{
-			`1: nvidia.resourceCountName is "gpu"; write a domain and a name, such as nvidia.com/gpu`}},
 		{"two resources have one name", "nvidia:\n  resourceMemoryName: a.b/c\n  resourceCoreName: a.b/c\n", []string{
 			`3: nvidia.resourceCoreName is "a.b/c", as is resourceMemoryName; each resource needs a name of its own`}},
 		{"a resource has the default name of another", "nvidia:\n  resourceCountName: nvidia.com/gpumem\n", []string{

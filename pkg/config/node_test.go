@@ -96,10 +96,6 @@ func TestParseNodeSaysWhatIsWrong(t *testing.T) {
 			"1: nodeconfig is missing; write a list of entries, each for a node"}},
 		{"nodeconfig is a mapping", `{"nodeconfig": {}}`, []string{
 			"1: nodeconfig is a mapping; write a list"}},
-		{"the mode is misspelt", `{"nodeconfig": [{"name": "a", "operatingmode": "mgi"}]}`, []string{
-			`1: nodeconfig[0].operatingmode is "mgi"; use mig or hami-core`}},
-		{"the mode is not ours", `{"nodeconfig": [{"name": "a", "operatingmode": "mps"}]}`, []string{
-			`1: nodeconfig[0].operatingmode is "mps"; use mig or hami-core`}},
 		{"an entry selects no node", "{\"nodeconfig\": [\n{\"operatingmode\": \"mig\"},\n{\"name\": \"\", \"default\": false}]}", []string{
 			"2: nodeconfig[0] selects no node; add name, nodeSelector or default: true",
 			"3: nodeconfig[1] selects no node; add name, nodeSelector or default: true"}},
@@ -113,14 +109,6 @@ func TestParseNodeSaysWhatIsWrong(t *testing.T) {
 		{"a node has two entries, and so has the rest", "nodeconfig:\n- name: a\n- default: true\n- name: b\n- name: a\n- default: true\n", []string{
 			`5: nodeconfig[3] is a second entry for node "a", after nodeconfig[0]; keep one`,
 			"6: nodeconfig[4] is a second default, after nodeconfig[1]; keep one"}},
-		{"numbers are wrong", `{"nodeconfig": [{"name": "a", "devicememoryscaling": -1, "devicesplitcount": 1.5, "preconfigureddevicememory": "4Gi"}]}`, []string{
-			"1: nodeconfig[0].devicememoryscaling is -1; write a number of 0 or above",
-			"1: nodeconfig[0].devicesplitcount is 1.5; write a whole number from 0 to 500",
-			`1: nodeconfig[0].preconfigureddevicememory is "4Gi"; write a whole number of 0 or more`}},
-		{"other words are wrong", `{"nodeconfig": [{"name": "a", "migstrategy": "all", "libcudaloglevel": "9", "enablenumatopology": "yes"}]}`, []string{
-			`1: nodeconfig[0].migstrategy is "all"; use none, single or mixed`,
-			`1: nodeconfig[0].libcudaloglevel is "9"; use 0, 1, 2, 3 or 4`,
-			`1: nodeconfig[0].enablenumatopology is "yes"; use true or false`}},
 		{"filters name no GPU", `{"nodeconfig": [{"name": "a", "filterdevices": {"uuid": ["MIG-1", ""], "index": [-1, "0"], "uid": []}}]}`, []string{
 			`1: nodeconfig[0].filterdevices.uuid[0] is "MIG-1"; write the UUID of a GPU as nvidia-smi -L prints it, GPU-...`,
 			"1: nodeconfig[0].filterdevices.uuid[1] is empty; write a string or remove it",

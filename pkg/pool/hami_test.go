@@ -31,8 +31,13 @@ type hamiCase struct {
 	Accepts string `json:"accepts"`
 	Rejects string `json:"rejects"`
 	NUMA    bool   `json:"numa"`
-	Error   string `json:"error"`
-	HAMi    string `json:"hami"`
+	Policy  string `json:"policy"`
+
+	AcceptsTypes []string `json:"acceptsTypes"` // by the product's name
+	RejectsTypes []string `json:"rejectsTypes"`
+
+	Error string `json:"error"`
+	HAMi  string `json:"hami"`
 }
 
 type hamiConfig struct {
@@ -125,11 +130,38 @@ func (c *hamiCase) check(t *testing.T, r *Request) {
 			t.Errorf("GPU %s is not accepted", id)
 		}
 	}
+	if got := describePolicy(r.Policy); got != c.Policy {
+		t.Errorf("policy %s, want %s", got, c.Policy)
+	}
+	for _, name := range c.AcceptsTypes {
+		if !r.Select.accept(&GPU{Model: name}) {
+			t.Errorf("a GPU %s is not accepted", name)
+		}
+	}
+	for _, name := range c.RejectsTypes {
+		if r.Select.accept(&GPU{Model: name}) {
+			t.Errorf("a GPU %s is accepted", name)
+		}
+	}
 	for _, id := range strings.Fields(c.Rejects) {
 		if r.Select.accept(&GPU{ID: id}) {
 			t.Errorf("GPU %s is accepted", id)
 		}
 	}
+}
+
+func describePolicy(p Policy) string {
+	var parts []string
+	if p.Node != "" {
+		parts = append(parts, "node "+string(p.Node))
+	}
+	if p.GPU != "" {
+		parts = append(parts, "gpu "+string(p.GPU))
+	}
+	if w := p.Weights; w != (Weights{}) {
+		parts = append(parts, fmt.Sprintf("weights %d %d %d", w.Slot, w.Core, w.Memory))
+	}
+	return strings.Join(parts, " ")
 }
 
 func describeShareWant(w ShareWant) string {

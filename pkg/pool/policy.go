@@ -4,6 +4,9 @@
 package pool
 
 import (
+	"strconv"
+	"strings"
+
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/geometry"
 )
@@ -17,9 +20,57 @@ type Policy struct {
 	// GPU prefers, on a node, the GPU with the least or the most left, before the
 	// device.
 	GPU geometry.Policy
+	// Weights say what counts as left of a shared GPU; none: its memory alone.
+	Weights Weights
 }
 
-// parse reads HAMi's two annotations. That for GPUs may be a list in HAMi, of which
+// Weights are HAMi's of a shared GPU's shares, cores and memory.
+type Weights struct{ Slot, Core, Memory int32 }
+
+// maxWeight keeps sums of weights small.
+const maxWeight = 1_000_000
+
+// parseWeights reads HAMi's annotation: all three, in any order, not all 0.
+func parseWeights(text string) (w Weights, err error) {
+	fields := map[string]*int32{"slot": &w.Slot, "core": &w.Core, "memory": &w.Memory}
+	for _, part := range listOf(text) {
+		key, value, _ := strings.Cut(part, "=")
+		field := fields[strings.TrimSpace(key)]
+		delete(fields, strings.TrimSpace(key))
+		n, wrong := strconv.ParseInt(strings.TrimSpace(value), 10, 32)
+		if field == nil || wrong != nil || n < 0 || n > maxWeight {
+			return w, badWeights(text)
+		}
+		*field = int32(n)
+	}
+	if len(fields) > 0 || w == (Weights{}) {
+		return w, badWeights(text)
+	}
+	return w, nil
+}
+
+func badWeights(text string) error {
+	return invalid("annotation %s is %q; write slot, core and memory with whole numbers from 0 to %d, not all of them 0, such as slot=1,core=1,memory=3",
+		v1alpha1.AnnotationWeights, text, maxWeight)
+}
+
+// left is what t leaves of a shared GPU: MiB without weights, else a fraction of
+// wholeGPU.
+func (w Weights) left(t Taken, c *v1alpha1.ShareCapacity) int64 {
+	if w == (Weights{}) {
+		return c.MemoryMiB - t.MemoryMiB
+	}
+	part := func(weight int32, left, all int64) int64 { return int64(weight) * wholeGPU * left / max(all, 1) }
+	sum := part(w.Slot, int64(c.Count)-int64(t.Count), int64(c.Count)) +
+		part(w.Core, int64(c.Cores)-int64(t.Cores), int64(c.Cores)) +
+		part(w.Memory, c.MemoryMiB-t.MemoryMiB, c.MemoryMiB)
+	return sum / (int64(w.Slot) + int64(w.Core) + int64(w.Memory))
+}
+
+// wholeGPU is as fine as the MiB of a GPU.
+const wholeGPU = 1 << 18
+
+// parse reads HAMi's annotations. That for GPUs may be a list in HAMi, of which
 // the first of binpack and spread counts; "numa" and "topology-aware" order GPUs
 // there and change nothing here.
 func (p *Policy) parse(annotations map[string]string) error {
@@ -42,6 +93,12 @@ func (p *Policy) parse(annotations map[string]string) error {
 			return invalid("annotation %s is %q; use binpack or spread", v1alpha1.AnnotationGPUPolicy, part)
 		}
 	}
+	if text := annotations[v1alpha1.AnnotationWeights]; text != "" {
+		var err error
+		if p.Weights, err = parseWeights(text); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -57,14 +114,14 @@ const (
 )
 
 // score of one choice for a device on its own. A software share is always exact:
-// its score is the memory that it leaves on the GPU, so that shares fill GPUs up
-// unless the policy is to spread them.
+// its score is what it leaves on the GPU, of its memory or as the pod weighs it, so
+// that shares fill GPUs up unless the policy is to spread them.
 func (v *View) score(r *Request, device int, a *Assigned, t Taken) int64 {
 	g := &v.Node.GPUs[a.GPU]
 	if !a.IsShare() {
 		return r.on(g.Catalogue).bands[device] + a.cost
 	}
-	score, left := int64(0), (g.Shares.MemoryMiB-t.MemoryMiB-a.Share.MemoryMiB)*geometry.ScoreStep
+	score, left := int64(0), r.Policy.Weights.left(t.With(a.Share), g.Shares)*geometry.ScoreStep
 	if r.MIG && r.Share {
 		score = modeWeight
 	}

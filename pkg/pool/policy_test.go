@@ -70,9 +70,9 @@ func TestPolicyChoosesNodeAndGPU(t *testing.T) {
 		policy    Policy
 		node, gpu int
 	}{
-		{"the fullest node, there the fullest GPU", Policy{geometry.Binpack, geometry.Binpack}, 2, 0},
-		{"the fullest node, there the emptiest GPU", Policy{geometry.Binpack, geometry.Spread}, 2, 1},
-		{"the emptiest node", Policy{geometry.Spread, geometry.Binpack}, 0, 0},
+		{"the fullest node, there the fullest GPU", Policy{Node: geometry.Binpack, GPU: geometry.Binpack}, 2, 0},
+		{"the fullest node, there the emptiest GPU", Policy{Node: geometry.Binpack, GPU: geometry.Spread}, 2, 1},
+		{"the emptiest node", Policy{Node: geometry.Spread, GPU: geometry.Binpack}, 0, 0},
 		{"the emptiest node, there by score", Policy{Node: geometry.Spread}, 0, 0},
 		{"the fullest GPU of all", Policy{GPU: geometry.Binpack}, 2, 0},
 		{"the emptiest GPU of all, of the node with the fewest", Policy{GPU: geometry.Spread}, 2, 1},
@@ -142,6 +142,31 @@ func TestBandsComeBeforePolicies(t *testing.T) {
 		oversize, verdict2 := used.Fit(r)
 		if verdict != nil || verdict2 != nil || !exact.Devices[0].Exact || oversize.Devices[0].Exact || exact.Score >= oversize.Score {
 			t.Errorf("policy %q: exact scores %d, oversize %d (%v, %v)", policy, exact.Score, oversize.Score, verdict, verdict2)
+		}
+	}
+}
+
+// TestWeightsSayWhatIsFull: GPU-0 has much of its memory taken by one share, GPU-1
+// little by three, which have most of the cores.
+func TestWeightsSayWhatIsFull(t *testing.T) {
+	node := sharing(gpuNode(t, "A100-40GB", 2), capacity, 0, 1)
+	on := []podBuilder{
+		shared(t, "a", "GPU-0:20000:10"),
+		shared(t, "b", "GPU-1:1000:30"), shared(t, "c", "GPU-1:1000:30"), shared(t, "d", "GPU-1:1000:20"),
+	}
+	for _, tc := range []struct{ weights, policy, want string }{
+		{"", "", "500/5:GPU-0"},
+		{"", "spread", "500/5:GPU-1"},
+		{"slot=0,core=0,memory=1", "", "500/5:GPU-0"},
+		{"slot=1,core=0,memory=0", "", "500/5:GPU-1"},
+		{"slot=1,core=0,memory=0", "spread", "500/5:GPU-0"},
+		{"core=1, memory=0, slot=0", "", "500/5:GPU-1"},
+		{"slot=0,core=1,memory=100", "", "500/5:GPU-0"},
+		{"slot=0,core=100,memory=1", "", "500/5:GPU-1"},
+	} {
+		p := pod("p").wants("c", "gpu=1 gpumem=500 gpucores=5").annotated(v1alpha1.AnnotationWeights, tc.weights).annotated(v1alpha1.AnnotationGPUPolicy, tc.policy)
+		if got := planText(t, viewOf(t, NewLedger(), node, Scope{}, on...), p); got != tc.want {
+			t.Errorf("weights %q, policy %q: %s, want %s", tc.weights, tc.policy, got, tc.want)
 		}
 	}
 }

@@ -72,6 +72,10 @@ const (
 	// which GPUs. Absent means as the scheduler's arguments say.
 	AnnotationNodePolicy = "hami.io/node-scheduler-policy"
 	AnnotationGPUPolicy  = "hami.io/gpu-scheduler-policy"
+
+	// AnnotationWeights says what makes a shared GPU full: its shares, its cores or its
+	// memory, as in "slot=1,core=1,memory=3". Absent means its memory alone.
+	AnnotationWeights = "hami.io/device-scoring-weights"
 )
 
 // Modes of a GPU, as they stand in nodeconfig and in AnnotationMode.
