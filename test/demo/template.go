@@ -59,6 +59,7 @@ func (st story) templateChanges(ctx context.Context) error {
 	if err := st.agree(ctx, append(larger, kept)...); err != nil {
 		return err
 	}
+	fmt.Println()
 	if err := st.WaitTemplate(ctx, kept.Spec.NodeName, gpu, 1); err != nil {
 		return err
 	}
