@@ -231,6 +231,7 @@ func (a *Agent) workerFor(ctx context.Context, gpu nvml.GPU, mode string, reload
 		troubles: troubles{least: a.config.Timing.RetryLeast, most: a.config.Timing.RetryMost, all: map[task]trouble{}},
 		reused:   map[v1alpha1.Span]bool{},
 		sick:     map[v1alpha1.Span]sickness{},
+		tenants:  map[int]tenant{},
 		ears:     &a.ears,
 		serial:   make(chan struct{}, 1),
 	}

@@ -19,12 +19,12 @@ import (
 // look reads the hardware when it is time to, or when somebody asked for it.
 func (w *worker) look(ctx context.Context) {
 	w.mu.Lock()
-	stale, unread, heard := w.stale, w.unread, w.heard
+	stale, unread, news := w.stale, w.unread, w.heard
 	w.stale, w.unread, w.heard = false, false, nil
 	w.mu.Unlock()
 	w.reread, w.reloaded = w.reread || unread, w.reloaded || unread
 	if !w.reloaded {
-		heard = w.diagnose(heard) // the rest may be of instances that were not listed yet
+		news = w.diagnose(news) // the rest may be of instances that were not listed yet
 	}
 	now := time.Now()
 	if !stale && now.Before(w.nextLook) {
@@ -35,7 +35,7 @@ func (w *worker) look(ctx context.Context) {
 		w.recover(true)
 		w.reloaded = false
 	}
-	for _, e := range w.diagnose(heard) {
+	for _, e := range w.diagnose(news) {
 		klog.FromContext(ctx).V(2).Info("The instance of the error is gone already", "xid", e.XID, "instance", e.GI)
 	}
 	if w.failure == nil {
@@ -128,6 +128,7 @@ func (w *worker) list(ctx context.Context) error {
 	})
 	if err == nil {
 		w.hardware = hardware
+		w.noteTenants()
 	}
 	return err
 }

@@ -21,9 +21,11 @@ func (w *worker) publish(s *situation) {
 		model: w.model, mode: w.mode, modeWhy: w.modeWhy,
 		unhealthy: w.unhealthy(), broken: errors.Is(w.failure, nvml.ErrGPULost) || w.broken.why != "", instances: w.instances(s),
 	}
-	next.sick = slices.SortedFunc(maps.Keys(w.sick), compareSpans)
-	for _, span := range next.sick {
-		next.sickWhy += w.sick[span].why + "\n"
+	for _, span := range slices.SortedFunc(maps.Keys(w.sick), compareSpans) {
+		if s := w.sick[span]; !s.doubtful {
+			next.sick = append(next.sick, span)
+			next.sickWhy += s.why + "\n"
+		}
 	}
 	w.mu.Lock()
 	news, learned := !next.equal(&w.state), next.model != w.state.model || next.mode != w.state.mode

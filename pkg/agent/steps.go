@@ -151,6 +151,7 @@ func (w *worker) complete(ctx context.Context, want want, f *found, began time.T
 		return errUnlisted
 	}
 	w.hardware[i] = whole
+	w.noteTenants()
 	if err := w.record(want.span, record{State: live, UUID: whole.UUID, Owner: want.owner}); err != nil {
 		return err
 	}

@@ -52,11 +52,11 @@ type worker struct {
 
 	mu      sync.Mutex // guards what follows
 	gpu     nvml.GPU
-	wanted  string       // mode
-	stale   bool         // look at the hardware in the next pass
-	unread  bool         // and read the profiles anew
-	heard   []nvml.Event // that were not diagnosed yet
-	calling string       // the driver call that runs, empty when none does
+	wanted  string  // mode
+	stale   bool    // look at the hardware in the next pass
+	unread  bool    // and read the profiles anew
+	heard   []heard // that were not diagnosed yet
+	calling string  // the driver call that runs, empty when none does
 	since   time.Time
 	state   state
 
@@ -78,6 +78,7 @@ type worker struct {
 	reused    map[v1alpha1.Span]bool // instances that were there before their pod
 	broken    breakdown
 	sick      map[v1alpha1.Span]sickness
+	tenants   map[int]tenant // by GPU instance id
 }
 
 // state is what the report shows of a GPU. It is replaced, never changed.

@@ -36,9 +36,44 @@ type breakdown struct {
 	mode      bool     // MIG mode was on: a reset turns it off, but for Ampere
 }
 
-// sickness is an error of one instance.
+// sickness is an error of one instance. An error may also have been that of the
+// instance that had the same id before: then nobody is told, and the instance is
+// destroyed after its pod all the same.
 type sickness struct {
 	uuid, why string
+	doubtful  bool
+}
+
+// heard is an event and when it came.
+type heard struct {
+	nvml.Event
+	at time.Time
+}
+
+// tenant is the instance that has a GPU instance id. The driver gives ids again, and
+// an event has nothing but the id.
+type tenant struct {
+	uuid  string
+	since time.Time // when it was seen first; zero where no other had the id before
+}
+
+// xidDoubt is how long after an instance was given an id an error may still be that of
+// the one before: events wait in the driver, and for a thread that takes them.
+const xidDoubt = 5 * time.Second
+
+// noteTenants remembers which instances have had which ids.
+func (w *worker) noteTenants() {
+	for _, in := range w.hardware {
+		t, again := w.tenants[in.GI]
+		if !in.Whole() || t.uuid == in.UUID {
+			continue
+		}
+		t = tenant{uuid: in.UUID}
+		if again {
+			t.since = time.Now()
+		}
+		w.tenants[in.GI] = t
+	}
 }
 
 // watchXIDs listens to the GPU until ctx ends. Where it reports nothing, only
@@ -104,47 +139,66 @@ func (w *worker) hear(ctx context.Context, e nvml.Event) {
 		return
 	}
 	w.mu.Lock()
-	w.heard, w.stale = append(w.heard, e), true
+	w.heard, w.stale = append(w.heard, heard{e, time.Now()}), true
 	w.mu.Unlock()
 	w.wake()
 }
 
 // news returns what was heard since it was asked last.
-func (w *worker) news() []nvml.Event {
+func (w *worker) news() []heard {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	heard := w.heard
+	news := w.heard
 	w.heard = nil
-	return heard
+	return news
 }
 
 // diagnose joins what was heard with the hardware as it is known now, and returns
 // what is of no instance in it. The driver gives the ids of instances that are gone
 // to new ones, so it is called before each step that may do that.
-func (w *worker) diagnose(heard []nvml.Event) (strange []nvml.Event) {
-	gpu, _ := w.facts()
-	for _, e := range heard {
+func (w *worker) diagnose(news []heard) (strange []heard) {
+	for _, e := range news {
 		if e.GI == nvml.WholeGPU {
-			why := fmt.Sprintf("it reports XID %d; reset it or reboot the node", e.XID)
-			w.broken = breakdown{why: why, mode: w.mode.Current}
-			for _, in := range w.hardware {
-				w.broken.instances = append(w.broken.instances, in.UUID)
-			}
-			w.owners.ail(func(span v1alpha1.Span) bool { return span.GPU == string(w.id) }, fmt.Sprintf("GPU %d is unhealthy: %s", gpu.Index, why))
+			w.breaks(e)
 			continue
 		}
-		i := slices.IndexFunc(w.hardware, func(in nvml.Instance) bool { return in.GI == e.GI })
+		i := slices.IndexFunc(w.hardware, func(in nvml.Instance) bool { return in.GI == e.GI && in.Whole() })
 		if i < 0 || w.model == nil {
 			strange = append(strange, e)
 			continue
 		}
-		span := spanIn(w.hardware[i], w.model)
-		why := fmt.Sprintf("%s on GPU %d at %d reports XID %d", w.profileName(w.hardware[i].Profile), gpu.Index, span.Start, e.XID)
-		w.sick[span] = sickness{uuid: w.hardware[i].UUID, why: why}
-		w.owners.ail(func(other v1alpha1.Span) bool { return other == span },
-			why+"; delete the pod to have it placed anew, on a new instance")
+		w.sickens(e, &w.hardware[i])
 	}
 	return strange
+}
+
+// breaks notes an error of the whole GPU.
+func (w *worker) breaks(e heard) {
+	gpu, _ := w.facts()
+	why := fmt.Sprintf("it reports XID %d; reset it or reboot the node", e.XID)
+	w.broken = breakdown{why: why, mode: w.mode.Current}
+	for _, in := range w.hardware {
+		w.broken.instances = append(w.broken.instances, in.UUID)
+	}
+	w.owners.ail(func(span v1alpha1.Span) bool { return span.GPU == string(w.id) }, fmt.Sprintf("GPU %d is unhealthy: %s", gpu.Index, why))
+}
+
+// sickens notes an error of an instance.
+func (w *worker) sickens(e heard, in *nvml.Instance) {
+	gpu, _ := w.facts()
+	span := spanIn(*in, w.model)
+	s := sickness{uuid: in.UUID, why: fmt.Sprintf("%s on GPU %d at %d reports XID %d", w.profileName(in.Profile), gpu.Index, span.Start, e.XID)}
+	if since := w.tenants[in.GI].since; !since.IsZero() && e.at.Sub(since) < xidDoubt {
+		s.doubtful = true
+		if w.sick[span].uuid == in.UUID {
+			return // there is no less doubt than before
+		}
+	}
+	w.sick[span] = s
+	if !s.doubtful {
+		w.owners.ail(func(other v1alpha1.Span) bool { return other == span },
+			s.why+"; delete the pod to have it placed anew, on a new instance")
+	}
 }
 
 // recover forgets what a reset, a reload of the driver or the end of an instance

@@ -85,6 +85,47 @@ func TestXIDOfAnInstanceIsItsPodsOnly(t *testing.T) {
 	})
 }
 
+// TestXIDThatMayBeOfTheInstanceBefore: the driver gives ids again, and an event comes
+// after its instance is gone. The pod with the new instance is not blamed; still nobody
+// gets that instance after it. Later errors are the new one's.
+func TestXIDThatMayBeOfTheInstanceBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1)
+		b.start()
+		next := func(name, place string) sim.Instance {
+			t.Helper()
+			b.bind(pod{name: name, devices: b.on(0, place)})
+			b.mustPrepare(name)
+			return b.instance(0, place)
+		}
+		first := next("a", "2g.10gb@0")
+		b.remove("a")
+		next("between", "1g.5gb@0")
+		b.remove("between")
+		second := next("b", "2g.10gb@0")
+		if first.GI != second.GI {
+			t.Fatalf("the instances have ids %d and %d, want the same", first.GI, second.GI)
+		}
+		b.xid("2g.10gb@0", 94)
+		if got := b.unhealthy(); len(got) > 0 {
+			t.Errorf("pods %v have unhealthy slots", got)
+		}
+		b.expectEvents("b", reasonUnhealthy)
+		b.expectText("condition", b.condition("HardwareFailing"), "False None")
+		b.remove("b")
+		third := next("c", "2g.10gb@0")
+		if third.UUID == second.UUID {
+			t.Errorf("c has the instance %s that may have failed", third.UUID)
+		}
+		b.sleep(xidDoubt)
+		b.xid("2g.10gb@0", 94)
+		if got := strings.Join(b.unhealthy(), " "); got != "uid-c" {
+			t.Errorf("pods %q have unhealthy slots, want uid-c", got)
+		}
+		b.stop()
+	})
+}
+
 // TestXIDOfTheGPUIsEverybodys: all pods of the GPU and what is free of it, until it
 // was reset; the other GPU works on.
 func TestXIDOfTheGPUIsEverybodys(t *testing.T) {
