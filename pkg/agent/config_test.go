@@ -77,6 +77,8 @@ type touchy struct {
 	nvml.Driver
 	t   *testing.T
 	gpu nvml.GPUID
+
+	filtered bool // filterdevices names it: its UUID alone may be read
 }
 
 func (d *touchy) check(id nvml.GPUID) {
@@ -100,6 +102,16 @@ func (d *touchy) SetMIGMode(id nvml.GPUID, on bool) error {
 	return d.Driver.SetMIGMode(id, on)
 }
 
+func (d *touchy) GPUs(skip func(nvml.GPUID, int) bool) ([]nvml.GPU, error) {
+	gpus, err := d.Driver.GPUs(skip)
+	for _, gpu := range gpus {
+		if gpu.ID == d.gpu && gpu.Name != "" && d.filtered {
+			d.t.Errorf("the excluded GPU was read: %+v", gpu)
+		}
+	}
+	return gpus, err
+}
+
 func (d *touchy) Instances(id nvml.GPUID) ([]nvml.Instance, error) {
 	d.check(id)
 	return d.Driver.Instances(id)
@@ -108,7 +120,9 @@ func (d *touchy) Instances(id nvml.GPUID) ([]nvml.Instance, error) {
 func TestExcludedGPUIsNeverTouched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 2)
-		b.wrap = func(d nvml.Driver) nvml.Driver { return &touchy{Driver: d, t: t, gpu: nvml.GPUID(b.gpus[1])} }
+		b.wrap = func(d nvml.Driver) nvml.Driver {
+			return &touchy{Driver: d, t: t, gpu: nvml.GPUID(b.gpus[1]), filtered: true}
+		}
 		b.write("config.json", `{"nodeconfig": [{"name": "node1", "operatingmode": "mig", "filterdevices": {"uuid": ["`+b.gpus[1]+`"]}}]}`)
 		b.start()
 		defer b.stop()

@@ -46,8 +46,8 @@
 //	I5  Only a GPU's worker makes driver calls that name it, one at a time. A call
 //	    that does not return delays that GPU and nothing else.
 //	I6  Equal state gives an equal report, and an equal report is not written.
-//	I7  No driver call names a GPU that the configuration excludes, but for the
-//	    listing of the GPUs.
+//	I7  No driver call names a GPU that the configuration excludes, but to recognise
+//	    it: by its UUID, and by its facts where migconfig selects GPUs.
 //	I8  Every step may be repeated.
 //
 // One case cannot be told apart: when the agent dies between journaling the

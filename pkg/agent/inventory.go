@@ -143,7 +143,10 @@ func (a *Agent) arrange(ctx context.Context, l *lister) error {
 	if settings == nil {
 		return nil // nothing may be touched before it is known what is excluded
 	}
-	failure := l.list(ctx)
+	entry, configured := a.entry(settings)
+	failure := l.list(ctx, func(id nvml.GPUID, index int) bool {
+		return !configured || entry.Excludes(string(id), int32(index))
+	})
 	if l.last == nil {
 		return failure
 	}
@@ -154,7 +157,6 @@ func (a *Agent) arrange(ctx context.Context, l *lister) error {
 	for uuid := range strings.SplitSeq(cordoned, ",") {
 		inv.cordoned = append(inv.cordoned, strings.TrimSpace(uuid))
 	}
-	entry, configured := a.entry(settings)
 	inv.configured = configured
 	reloads := a.session.reloaded()
 	excluded := a.employ(ctx, inv, l.last.gpus, entry, reloads != a.reloads)
@@ -186,6 +188,8 @@ func (a *Agent) employ(ctx context.Context, inv *inventory, gpus []nvml.GPU, ent
 			excluded[string(gpu.ID)] = "nodeconfig has no entry for this node"
 		case why != "":
 			excluded[string(gpu.ID)] = why
+		case gpu.Name == "":
+			excluded[string(gpu.ID)] = "filterdevices excluded the GPU when the GPUs were listed last"
 		case !gpu.MIGCapable && mode == v1alpha1.ModeMIG:
 			excluded[string(gpu.ID)] = "the GPU cannot do MIG"
 			inv.mismatches.Dropped = append(inv.mismatches.Dropped, fmt.Sprintf("GPU %d (%s) is to be used in mode mig, which it cannot do; it is not offered.", gpu.Index, gpu.Name))

@@ -34,8 +34,9 @@ type listing struct {
 	err     error
 }
 
-// list replaces last. An error leaves it as it is.
-func (l *lister) list(ctx context.Context) error {
+// list replaces last. An error leaves it as it is. Of GPUs that skip names nothing is
+// read but what they are known by.
+func (l *lister) list(ctx context.Context, skip func(nvml.GPUID, int) bool) error {
 	if l.running != nil {
 		if late := l.running.late(l.hang); late != nil {
 			select {
@@ -49,7 +50,7 @@ func (l *lister) list(ctx context.Context) error {
 	if l.running == nil {
 		l.running = &listing{done: make(chan struct{})}
 		l.running.held(false)
-		go l.running.ask(ctx, l.session)
+		go l.running.ask(ctx, l.session, skip)
 	}
 	for ended := false; !ended; {
 		select {
@@ -89,13 +90,13 @@ func (n *listing) late(hang time.Duration) error {
 		began.UTC().Format(time.TimeOnly))
 }
 
-func (n *listing) ask(ctx context.Context, s *session) {
+func (n *listing) ask(ctx context.Context, s *session, skip func(nvml.GPUID, int) bool) {
 	defer close(n.done)
 	_, n.err = s.use(ctx, n.held, func(d nvml.Driver) (err error) {
 		if n.version, err = d.DriverVersion(); err != nil {
 			return err
 		}
-		n.gpus, err = d.GPUs()
+		n.gpus, err = d.GPUs(skip)
 		return err
 	})
 	if n.err != nil && len(n.gpus) > 0 {

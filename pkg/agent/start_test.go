@@ -367,11 +367,11 @@ type listingHangs struct {
 	until atomic.Pointer[chan struct{}] // nil: not
 }
 
-func (d *listingHangs) GPUs() ([]nvml.GPU, error) {
+func (d *listingHangs) GPUs(skip func(nvml.GPUID, int) bool) ([]nvml.GPU, error) {
 	if until := d.until.Load(); until != nil {
 		<-*until
 	}
-	return d.Driver.GPUs()
+	return d.Driver.GPUs(skip)
 }
 
 // A GPU that does not answer and was never seen is named, and found when it answers.
@@ -401,8 +401,8 @@ type silentGPU struct {
 	silent *atomic.Bool
 }
 
-func (d silentGPU) GPUs() ([]nvml.GPU, error) {
-	gpus, err := d.Driver.GPUs()
+func (d silentGPU) GPUs(skip func(nvml.GPUID, int) bool) ([]nvml.GPU, error) {
+	gpus, err := d.Driver.GPUs(skip)
 	if err == nil && d.silent.Load() {
 		return gpus[1:], errors.New("GPU 0: it is silent")
 	}

@@ -90,11 +90,16 @@ func hasAll(labels, selector map[string]string) bool {
 	return len(selector) > 0
 }
 
+// Excludes reports whether filterdevices names a GPU.
+func (e *NodeEntry) Excludes(uuid string, index int32) bool {
+	return slices.Contains(e.FilterDevices.UUIDs, uuid) || slices.Contains(e.FilterDevices.Indexes, index)
+}
+
 // ModeOf returns the mode that is wanted of a GPU. Why is not empty when the entry
 // leaves it alone. An entry of gpus by UUID goes before one by index, both before
 // mig-parted's configuration, and that before the node's mode.
 func (e *NodeEntry) ModeOf(gpu GPUName) (mode, why string) {
-	if slices.Contains(e.FilterDevices.UUIDs, gpu.UUID) || slices.Contains(e.FilterDevices.Indexes, gpu.Index) {
+	if e.Excludes(gpu.UUID, gpu.Index) {
 		return "", "filterdevices excludes the GPU"
 	}
 	for _, names := range []func(GPUEntry) bool{

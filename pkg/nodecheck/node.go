@@ -74,7 +74,7 @@ func (n *Node) driver(r *report) {
 	}
 	defer d.Close()
 	version, err := d.DriverVersion()
-	gpus, listErr := d.GPUs()
+	gpus, listErr := d.GPUs(nil)
 	if len(gpus) > 0 && listErr != nil {
 		r.add(Problem, "GPUs", "Not all GPUs answer (%v); look for NVRM in the kernel log.", listErr)
 		listErr = nil

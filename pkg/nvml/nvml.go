@@ -141,9 +141,11 @@ type Driver interface {
 	// DriverVersion is the version of the loaded kernel driver.
 	DriverVersion() (string, error)
 
-	// GPUs lists the node's physical GPUs in NVML's order. Beside a list that is not
-	// empty an error says which GPUs are left out because they do not answer.
-	GPUs() ([]GPU, error)
+	// GPUs lists the node's physical GPUs in NVML's order. Of those that skip names
+	// (nil: none) nothing is read but what they are known by, ID and Index. Beside a
+	// list that is not empty an error says which GPUs are left out because they do
+	// not answer.
+	GPUs(skip func(id GPUID, index int) bool) ([]GPU, error)
 
 	// Profiles lists the GPU instance profiles of a MIG capable GPU, by
 	// ascending ID. It works with MIG off. ErrNotSupported when not capable.

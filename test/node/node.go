@@ -79,7 +79,7 @@ func New(t kubelet.T, dir, program string, spec sim.Spec) *Node {
 		n.driver, err = sim.Open(n.simRoot(), sim.Uncounted())
 	}
 	if err == nil {
-		n.gpus, err = n.driver.GPUs()
+		n.gpus, err = n.driver.GPUs(nil)
 	}
 	if err == nil {
 		n.API, err = newAPI(Name)

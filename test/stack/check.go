@@ -131,7 +131,7 @@ func control(p string) bool {
 
 // expected are the devices of the instances that NVML holds at the placements.
 func expected(driver nvml.Driver, root string, devices []v1alpha1.Device) ([]Device, error) {
-	gpus, err := driver.GPUs()
+	gpus, err := driver.GPUs(nil)
 	if err != nil {
 		return nil, err
 	}

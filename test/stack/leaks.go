@@ -85,7 +85,7 @@ func held(n *Node) (map[part]bool, error) {
 		return nil, err
 	}
 	defer driver.Close()
-	gpus, err := driver.GPUs()
+	gpus, err := driver.GPUs(nil)
 	if err != nil {
 		return nil, err
 	}

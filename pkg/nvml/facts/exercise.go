@@ -16,7 +16,7 @@ import (
 // adds to its record what that gave. The GPU must be in MIG mode, have no instance
 // and no process. It stops at the first instance that cannot be destroyed.
 func Exercise(d nvml.Driver, node *Node, index int) error {
-	gpus, err := d.GPUs()
+	gpus, err := d.GPUs(nil)
 	if len(gpus) == 0 && err != nil {
 		return err
 	}

@@ -16,8 +16,8 @@ import (
 // silent leaves GPU 0 out of listings, as a driver does with one that does not answer.
 type silent struct{ nvml.Driver }
 
-func (d silent) GPUs() ([]nvml.GPU, error) {
-	gpus, err := d.Driver.GPUs()
+func (d silent) GPUs(skip func(nvml.GPUID, int) bool) ([]nvml.GPU, error) {
+	gpus, err := d.Driver.GPUs(skip)
 	return gpus[1:], errors.Join(err, errors.New("GPU 0: it is silent"))
 }
 

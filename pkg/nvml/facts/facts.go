@@ -118,7 +118,7 @@ func Record(d nvml.Driver, source Source) (Node, error) {
 	if node.DriverVersion, err = d.DriverVersion(); err != nil {
 		return Node{}, err
 	}
-	gpus, err := d.GPUs()
+	gpus, err := d.GPUs(nil)
 	if len(gpus) == 0 && err != nil {
 		return Node{}, err
 	}

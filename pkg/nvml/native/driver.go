@@ -136,13 +136,19 @@ func (d *Driver) DriverVersion() (string, error) {
 
 // GPUs implements nvml.Driver. A GPU that does not answer stays listed as it was, if
 // this session has seen it before; else it cannot be told which one it is.
-func (d *Driver) GPUs() ([]nvml.GPU, error) {
+func (d *Driver) GPUs(skip func(nvml.GPUID, int) bool) ([]nvml.GPU, error) {
 	if err := d.begin(); err != nil {
 		return nil, fmt.Errorf("listing GPUs: %w", err)
 	}
 	defer d.end()
 	listed := map[nvml.GPUID]nvml.GPU{}
-	passed, err := d.each(d.facts, func(v visit) bool {
+	read := func(index int, id nvml.GPUID, device lib.Device) (nvml.GPU, error) {
+		if skip != nil && skip(id, index) {
+			return nvml.GPU{ID: id, Index: index}, nil
+		}
+		return d.facts(index, id, device)
+	}
+	passed, err := d.each(read, func(v visit) bool {
 		listed[v.gpu.ID] = v.gpu
 		return true
 	})

@@ -54,7 +54,7 @@ func one(t *testing.T, board string) (*Driver, *simnvml.Library, nvml.GPUID) {
 	t.Helper()
 	library := node(t, sim.GPUSpec{Board: board, MIG: true})
 	d := open(t, library)
-	gpus, err := d.GPUs()
+	gpus, err := d.GPUs(nil)
 	must(t, err)
 	library.Calls()
 	return d, library, gpus[0].ID
@@ -200,7 +200,7 @@ func TestSessionThatFailsHasNoGPUs(t *testing.T) {
 	} {
 		d, library, _ := one(t, "A30-24GB")
 		library.Fault(c.call, 1, c.ret)
-		if gpus, err := d.GPUs(); !errors.Is(err, c.want) || gpus != nil {
+		if gpus, err := d.GPUs(nil); !errors.Is(err, c.want) || gpus != nil {
 			t.Errorf("GPUs with %s failing = %v, %v; want %v alone", c.call, gpus, err, c.want)
 		}
 	}
@@ -209,10 +209,24 @@ func TestSessionThatFailsHasNoGPUs(t *testing.T) {
 func TestGPUWithoutMIGIsNotCapable(t *testing.T) {
 	d, library, _ := one(t, "A30-24GB")
 	library.Fault("GetMigMode", 1, lib.ERROR_NOT_SUPPORTED)
-	gpus, err := d.GPUs()
+	gpus, err := d.GPUs(nil)
 	must(t, err)
 	if gpus[0].MIGCapable {
 		t.Error("a GPU without a MIG mode is called capable")
+	}
+}
+
+// A GPU that somebody else is to have is opened to be recognised, and that is all.
+func TestOfASkippedGPUOnlyItsUUIDIsRead(t *testing.T) {
+	d, library, id := one(t, "A30-24GB")
+	library.Calls()
+	gpus, err := d.GPUs(func(nvml.GPUID, int) bool { return true })
+	must(t, err)
+	if diff := cmp.Diff([]nvml.GPU{{ID: id}}, gpus); diff != "" {
+		t.Errorf("GPUs (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"DeviceGetCount", "DeviceGetHandleByIndex", "GetUUID"}, library.Calls()); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
 	}
 }
 
@@ -224,17 +238,17 @@ func TestGPUThatDoesNotAnswerDoesNotHideTheOthers(t *testing.T) {
 			library := node(t, sim.GPUSpec{Board: "A30-24GB", MIG: true}, sim.GPUSpec{Board: "A30-24GB", MIG: true})
 			d := open(t, library)
 			library.Fault(call, 1, ret)
-			without, err := d.GPUs()
+			without, err := d.GPUs(nil)
 			if !errors.Is(err, want) || !strings.Contains(err.Error(), "GPU 0") {
 				t.Errorf("%s %d: GPUs = %v; want an error that names GPU 0", call, int(ret), err)
 			}
-			gpus, err := d.GPUs()
+			gpus, err := d.GPUs(nil)
 			must(t, err)
 			if len(gpus) != 2 || len(without) != 1 || without[0] != gpus[1] {
 				t.Errorf("%s %d: GPUs %v; want the second only", call, int(ret), without)
 			}
 			library.Fault(call, 1, ret)
-			again, err := d.GPUs()
+			again, err := d.GPUs(nil)
 			must(t, err)
 			if diff := cmp.Diff(gpus, again); diff != "" {
 				t.Errorf("%s %d: GPUs once they were seen (-before +now):\n%s", call, int(ret), diff)
@@ -272,7 +286,7 @@ func TestSetMIGModeNeedsBothResultsAndTheMode(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			library := node(t, sim.GPUSpec{Board: c.board})
 			d := open(t, library)
-			gpus, err := d.GPUs()
+			gpus, err := d.GPUs(nil)
 			must(t, err)
 			c.set(library, gpus[0].ID)
 			if err := d.SetMIGMode(gpus[0].ID, true); !errors.Is(err, c.want) {
@@ -307,7 +321,7 @@ func (m modelessDevice) GetMigMode() (current, pending int, ret lib.Return) {
 func TestSetMIGModeVerifiesTheMode(t *testing.T) {
 	for pending, want := range map[int]error{lib.DEVICE_MIG_ENABLE: nvml.ErrResetRequired, lib.DEVICE_MIG_DISABLE: nvml.ErrInvalidState} {
 		d := open(t, modeless{node(t, sim.GPUSpec{Board: "H100-80GB"}), pending})
-		gpus, err := d.GPUs()
+		gpus, err := d.GPUs(nil)
 		must(t, err)
 		wantErr(t, d.SetMIGMode(gpus[0].ID, true), want)
 	}
@@ -318,7 +332,7 @@ func TestGPUThatHangsIsPassedOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		library := &hanging{Library: node(t, sim.GPUSpec{Board: "A30-24GB", MIG: true}, sim.GPUSpec{Board: "A30-24GB", MIG: true}), until: make(chan struct{})}
 		d := open(t, library)
-		gpus, err := d.GPUs()
+		gpus, err := d.GPUs(nil)
 		wantErr(t, err, nvml.ErrTimeout)
 		if len(gpus) != 1 || gpus[0].Index != 1 {
 			t.Fatalf("GPUs = %v; want the second", gpus)
@@ -360,7 +374,7 @@ func (h *hanging) DeviceGetHandleByIndex(index int) (lib.Device, lib.Return) {
 func TestHandlesAreLookedUpAgain(t *testing.T) {
 	library := node(t, sim.GPUSpec{Board: "H100-80GB"})
 	d := open(t, library)
-	gpus, err := d.GPUs()
+	gpus, err := d.GPUs(nil)
 	must(t, err)
 	id := gpus[0].ID
 	must(t, d.SetMIGMode(id, true))
@@ -454,7 +468,7 @@ func (s shortDevice) GpuInstanceProfileInfoV2(enum int) (lib.GpuInstanceProfileI
 
 func TestTooSmallAnInstanceCountHidesNothing(t *testing.T) {
 	d := open(t, short{node(t, sim.GPUSpec{Board: "A30-24GB", MIG: true})})
-	gpus, err := d.GPUs()
+	gpus, err := d.GPUs(nil)
 	must(t, err)
 	id := gpus[0].ID
 	for start := range 4 {
@@ -635,7 +649,7 @@ func (n namelessDevice) GetComputeRunningProcesses() ([]lib.ProcessInfo, lib.Ret
 
 func TestProcessWithoutAnInstanceCountsForEach(t *testing.T) {
 	d := open(t, nameless{node(t, sim.GPUSpec{Board: "A100-40GB", MIG: true})})
-	gpus, err := d.GPUs()
+	gpus, err := d.GPUs(nil)
 	must(t, err)
 	in := whole(t, d, gpus[0].ID, p1g, 0)
 	got, err := d.Processes(gpus[0].ID, in.GI)

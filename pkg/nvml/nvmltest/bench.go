@@ -54,7 +54,7 @@ func (b *bench) capable() nvml.GPUID {
 // find returns the first MIG capable GPU that ok accepts.
 func (b *bench) find(ok func(nvml.GPU, nvml.MIGMode) bool) (nvml.GPUID, bool) {
 	b.Helper()
-	gpus, err := b.GPUs()
+	gpus, err := b.GPUs(nil)
 	b.must(err)
 	for _, g := range gpus {
 		if !g.MIGCapable {

@@ -44,6 +44,7 @@ type aCase struct {
 // reading are the cases that change nothing on any GPU.
 var reading = []aCase{
 	{"GPUs are told apart and do not change", gpusAreStable},
+	{"GPUs that are skipped are not read", skippedGPUsAreNotRead},
 	{"profiles are in order and inside the grid", profilesAreInOrder},
 	{"no event comes where nothing happens", noEvent},
 	{"a GPU that cannot do MIG says so", notCapable},
@@ -96,9 +97,9 @@ func run(t *testing.T, cases []aCase, newDriver func(t *testing.T) nvml.Driver) 
 }
 
 func gpusAreStable(b *bench) {
-	gpus, err := b.GPUs()
+	gpus, err := b.GPUs(nil)
 	b.must(err)
-	again, err := b.GPUs()
+	again, err := b.GPUs(nil)
 	b.must(err)
 	if diff := cmp.Diff(gpus, again); diff != "" {
 		b.Errorf("GPUs() twice (-first +second):\n%s", diff)
@@ -117,6 +118,18 @@ func gpusAreStable(b *bench) {
 	b.must(err)
 	if version == "" {
 		b.Errorf("DriverVersion() is empty")
+	}
+}
+
+func skippedGPUsAreNotRead(b *bench) {
+	want, err := b.GPUs(nil)
+	b.must(err)
+	last := len(want) - 1
+	want[last] = nvml.GPU{ID: want[last].ID, Index: want[last].Index}
+	got, err := b.GPUs(func(id nvml.GPUID, index int) bool { return id == want[last].ID && index == want[last].Index })
+	b.must(err)
+	if diff := cmp.Diff(want, got); diff != "" {
+		b.Errorf("GPUs() without the last (-want +got):\n%s", diff)
 	}
 }
 
@@ -403,7 +416,7 @@ func migOff(b *bench) {
 }
 
 func notCapable(b *bench) {
-	gpus, err := b.GPUs()
+	gpus, err := b.GPUs(nil)
 	b.must(err)
 	i := slices.IndexFunc(gpus, func(g nvml.GPU) bool { return !g.MIGCapable })
 	if i < 0 {
@@ -432,6 +445,6 @@ func closedSession(b *bench) {
 	b.must(b.Close())
 	_, err := b.Instances(id)
 	b.refused(err, nvml.ErrUninitialized, "Instances after Close")
-	_, err = b.GPUs()
+	_, err = b.GPUs(nil)
 	b.refused(err, nvml.ErrUninitialized, "GPUs after Close")
 }

@@ -27,11 +27,15 @@ func (d *Driver) DriverVersion() (string, error) {
 
 // GPUs implements nvml.Driver. A lost GPU stays listed: these facts are cached
 // in the driver, only a call that names it finds out.
-func (d *Driver) GPUs() ([]nvml.GPU, error) {
+func (d *Driver) GPUs(skip func(nvml.GPUID, int) bool) ([]nvml.GPU, error) {
 	var gpus []nvml.GPU
 	err := d.call(CallGPUs, "", func(s *State, _ *GPU, _ Fault) error {
 		for i := range s.GPUs {
-			gpus = append(gpus, s.GPUs[i].facts())
+			gpu := s.GPUs[i].facts()
+			if skip != nil && skip(gpu.ID, gpu.Index) {
+				gpu = nvml.GPU{ID: gpu.ID, Index: gpu.Index}
+			}
+			gpus = append(gpus, gpu)
 		}
 		return nil
 	})

@@ -159,7 +159,7 @@ func TestNoFaultHitsSomebodyElse(t *testing.T) {
 	must(t, d.AddFault(Fault{Code: "IN_USE"}))
 	admin := open(t, d.Root(), Uncounted())
 	listed(t, admin, gpuAt(t, d.Node, 0))
-	_, err := d.GPUs()
+	_, err := d.GPUs(nil)
 	wantErr(t, err, nvml.ErrInUse)
 }
 
@@ -263,7 +263,7 @@ func TestCrashAtEveryCall(t *testing.T) {
 			if exited != ExitCrash {
 				t.Errorf("%s: exit status %d; want %d", point, exited, ExitCrash)
 			}
-			_, err := d.GPUs()
+			_, err := d.GPUs(nil)
 			wantErr(t, err, nvml.ErrUninitialized) // the dead do not call
 			s := dump(t, d.Node)
 			var got [2]int

@@ -303,7 +303,7 @@ func TestLostGPUFailsEveryCallThatNamesIt(t *testing.T) {
 		}
 	}
 	whole(t, d, other, p1g, 0)
-	if gpus, err := d.GPUs(); err != nil || len(gpus) != 2 {
+	if gpus, err := d.GPUs(nil); err != nil || len(gpus) != 2 {
 		t.Errorf("GPUs() = %v, %v; want both", gpus, err)
 	}
 	must(t, d.ResetGPU(id))

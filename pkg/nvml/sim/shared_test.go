@@ -52,7 +52,7 @@ func child(job string) int {
 }
 
 func fill(d *Driver) (made int, err error) {
-	gpus, err := d.GPUs()
+	gpus, err := d.GPUs(nil)
 	if err != nil {
 		return 0, err
 	}

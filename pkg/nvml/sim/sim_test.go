@@ -226,7 +226,7 @@ func TestFactsComeFromBoardAndSpec(t *testing.T) {
 	if version != "570.1" {
 		t.Errorf("DriverVersion() = %q", version)
 	}
-	got, err := d.GPUs()
+	got, err := d.GPUs(nil)
 	must(t, err)
 	want := []nvml.GPU{
 		{Index: 0, Minor: 0, Name: "NVIDIA A100-PCIE-40GB", Architecture: nvml.Ampere, PCIBusID: "00000000:07:00.0", PCIDeviceID: "0x20B010DE", MemoryMiB: 40960, NUMANode: 1, MIGCapable: true},
@@ -324,7 +324,7 @@ func BenchmarkInstances(b *testing.B) {
 	if _, err := fill(d); err != nil {
 		b.Fatal(err)
 	}
-	gpus, err := d.GPUs()
+	gpus, err := d.GPUs(nil)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -198,7 +198,7 @@ func (l *Library) DeviceGetCount() (int, lib.Return) {
 	if ret != lib.SUCCESS {
 		return 0, ret
 	}
-	gpus, err := d.GPUs()
+	gpus, err := d.GPUs(nil)
 	return len(gpus), code(err)
 }
 
@@ -208,7 +208,7 @@ func (l *Library) DeviceGetHandleByIndex(index int) (lib.Device, lib.Return) {
 	if ret != lib.SUCCESS {
 		return nil, ret
 	}
-	gpus, err := d.GPUs()
+	gpus, err := d.GPUs(nil)
 	if err != nil {
 		return nil, code(err)
 	}
