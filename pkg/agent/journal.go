@@ -168,14 +168,14 @@ func (j *journal) put(span v1alpha1.Span, r record) error {
 	return j.commit()
 }
 
-// drop forgets instances and waits for the disk.
-func (j *journal) drop(spans ...v1alpha1.Span) error {
+// drop forgets instances that the hardware has no more. The disk may learn of that
+// later: a record of nothing is void.
+func (j *journal) drop(spans ...v1alpha1.Span) {
 	j.change(func(c *content) {
 		for _, span := range spans {
 			delete(c.Instances, span)
 		}
 	})
-	return j.commit()
 }
 
 // instances returns the records of one GPU.

@@ -103,8 +103,9 @@ func (w *worker) create(ctx context.Context, want want) error {
 		return err
 	})
 	if errors.Is(err, nvml.ErrInsufficientResources) || errors.Is(err, nvml.ErrInvalidArgument) || errors.Is(err, nvml.ErrNotSupported) {
-		// Refused: what may be there now is not ours.
-		return errors.Join(err, w.journal.drop(want.span))
+		// Refused: what may be there now is not ours, and must not seem so.
+		w.journal.drop(want.span)
+		return errors.Join(err, w.journal.commit())
 	}
 	f, listErr := w.readBack(ctx, want.span)
 	if listErr != nil {
@@ -167,7 +168,8 @@ func (w *worker) complete(ctx context.Context, want want, f *found, began time.T
 func (w *worker) undo(ctx context.Context, want want, f *found) error {
 	now, err := w.readBack(ctx, want.span)
 	if errors.Is(err, errUnlisted) {
-		return w.journal.drop(want.span)
+		w.journal.drop(want.span)
+		return nil
 	}
 	if err != nil || now.CI != nvml.NoCI {
 		return err
@@ -178,7 +180,8 @@ func (w *worker) undo(ctx context.Context, want want, f *found) error {
 	if err := w.checkGone(ctx, want.span); err != nil {
 		return err
 	}
-	return w.journal.drop(want.span)
+	w.journal.drop(want.span)
+	return nil
 }
 
 // checkGone returns an error unless the driver has ceased to list an instance: it
@@ -241,9 +244,7 @@ func (w *worker) destroy(ctx context.Context, f *found, clearedFor types.UID) er
 	if err := w.checkGone(ctx, f.span); err != nil {
 		return err
 	}
-	if err := w.journal.drop(f.span); err != nil {
-		return err
-	}
+	w.journal.drop(f.span)
 	delete(w.reused, f.span)
 	took(w.metrics.destroys, began)
 	klog.FromContext(ctx).V(2).Info("Destroyed instance", "profile", w.profileName(f.Profile), "placement", f.Start,

@@ -261,11 +261,7 @@ func (w *worker) situation(ctx context.Context) *situation {
 	}
 	all, void := match(w.hardware, w.journal.instances(string(w.id)), wants, w.model)
 	if w.failure == nil && len(void) > 0 {
-		w.journal.change(func(c *content) {
-			for _, span := range void {
-				delete(c.Instances, span)
-			}
-		})
+		w.journal.drop(void...)
 	}
 	w.troubles.keep(func(k task) bool {
 		if k.remove {

@@ -211,6 +211,9 @@ func TestMatrix(t *testing.T) {
 	for _, story := range stories {
 		t.Run(story.name, func(t *testing.T) {
 			writes, calls := measure(t, story)
+			if again, fewer := measure(t, story); len(again)+fewer < len(writes)+calls {
+				writes, calls = again, fewer // on a busy machine there are steps that do not come again
+			}
 			t.Logf("%d writes (%s), %d NVML calls", len(writes), strings.Join(writes, ", "), calls)
 			if len(writes) < 10 || calls < 20 {
 				t.Fatal("the scene does too little")
