@@ -35,7 +35,10 @@ var subcommands = map[string]func(ctx context.Context, args []string, out, usage
 func (o *options) driverFlags(flags *flag.FlagSet) {
 	flags.StringVar(&o.driver, "driver", driverNative, "NVML to use: `native or sim`")
 	flags.StringVar(&o.driverRoot, "driver-root", "/", "with --driver=native: `directory` where the driver's root file system is mounted, with its libraries and /dev")
-	flags.StringVar(&o.simRoot, "sim-root", "", "with --driver=sim: `directory` of the simulated node")
+	flags.Func("sim-root", "with --driver=sim: `directory` of the simulated node", func(dir string) (err error) {
+		o.simRoot, err = filepath.Abs(dir) // the driver's own paths are below it
+		return err
+	})
 }
 
 // migMinorLines is how much of the table of capability minors is recorded: the
@@ -65,16 +68,15 @@ func runFacts(_ context.Context, args []string, out, usage io.Writer) error {
 	if o.driver == driverSim {
 		source.Confidence = facts.Simulated
 	}
-	node, err := facts.Record(d, source)
-	if err != nil {
-		return err
+	node, failed := facts.Record(d, source)
+	if len(node.GPUs) == 0 && failed != nil {
+		return failed
 	}
 	if node.MIGMinors, err = firstLines(filepath.Join("/", o.capabilities().Root, "proc/driver/nvidia-caps/mig-minors"), migMinorLines); err != nil {
 		return err
 	}
-	var failed error
 	if exercise >= 0 {
-		failed = facts.Exercise(d, &node, exercise)
+		failed = errors.Join(failed, facts.Exercise(d, &node, exercise))
 	}
 	text, err := facts.Encode(node)
 	if err != nil {

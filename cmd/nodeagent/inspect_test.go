@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -98,5 +99,34 @@ func TestCheckOfAnEmptyMachine(t *testing.T) {
 		if !strings.Contains(out.String(), line) {
 			t.Errorf("no line %q in:\n%s", line, out.String())
 		}
+	}
+}
+
+// A GPU that fails is named, and the others are recorded all the same.
+func TestFactsOfANodeWithALostGPU(t *testing.T) {
+	root := simNode(t, sim.Spec{GPUs: []sim.GPUSpec{{Board: "A30-24GB"}, {Board: "A30-24GB"}}})
+	node, err := sim.Load(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state, err := node.Dump()
+	if err == nil {
+		err = node.LoseGPU(state.GPUs[0].UUID)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(filepath.Dir(root))
+	var out bytes.Buffer
+	err = runFacts(t.Context(), []string{"--driver=sim", "--sim-root=" + filepath.Base(root)}, &out, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "leaving GPU 0 out") {
+		t.Errorf("facts = %v; want an error that names GPU 0", err)
+	}
+	got, err := facts.Decode(out.Bytes())
+	if err != nil || len(got.GPUs) != 1 {
+		t.Errorf("%d GPUs were recorded, %v; want one", len(got.GPUs), err)
+	}
+	if len(got.MIGMinors) == 0 {
+		t.Error("the table of minors was not found below a relative --sim-root")
 	}
 }

@@ -109,6 +109,10 @@ func (n *Node) gpu(r *report, d nvml.Driver, gpu nvml.GPU) (capable bool) {
 		return false
 	}
 	profiles, err := d.Profiles(gpu.ID)
+	if errors.Is(err, nvml.ErrGPULost) {
+		r.add(Problem, subject, "%s is lost (%v); reset it with nvidia-smi -i %d --gpu-reset or reboot, and look for NVRM in the kernel log.", gpu.Name, err, gpu.Index)
+		return true
+	}
 	if err == nil && len(profiles) == 0 {
 		err = errors.New("it lists no profile")
 	}
@@ -131,6 +135,7 @@ func (n *Node) mode(r *report, d nvml.Driver, gpu nvml.GPU, subject string, prof
 	switch {
 	case mode.Current && mode.Pending:
 		r.add(OK, subject, "%s is in MIG mode and has %d profiles.", gpu.Name, profiles)
+		n.instances(r, d, gpu, subject)
 	case mode.Current:
 		r.add(Problem, subject, "%s leaves MIG mode with its next reset; keep it with nvidia-smi -i %d -mig 1.", gpu.Name, gpu.Index)
 	case mode.Pending:
@@ -141,6 +146,19 @@ func (n *Node) mode(r *report, d nvml.Driver, gpu nvml.GPU, subject string, prof
 		r.add(Problem, subject, "%s is not in MIG mode and cannot enter it while it is in use%s; stop what uses it.", gpu.Name, users)
 	default:
 		r.add(OK, subject, "%s is not in MIG mode, and the agent can turn that on.", gpu.Name)
+	}
+}
+
+// instances names what is on a GPU: this agent's, or somebody else's, who keeps it.
+func (n *Node) instances(r *report, d nvml.Driver, gpu nvml.GPU, subject string) {
+	instances, err := d.Instances(gpu.ID)
+	if err != nil {
+		r.add(Problem, subject, "%s does not list its instances (%v); reset the GPU or reboot.", gpu.Name, err)
+		return
+	}
+	if len(instances) > 0 {
+		r.add(Note, subject, "%s has %d GPU instances; the agent keeps off those that it did not make: to have their place, stop who uses them and run nvidia-smi mig -i %d -dci and -dgi.",
+			gpu.Name, len(instances), gpu.Index)
 	}
 }
 

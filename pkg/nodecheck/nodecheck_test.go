@@ -129,7 +129,13 @@ func TestWhatIsInTheWayIsFound(t *testing.T) {
 		{"no GPU that can do MIG", []sim.GPUSpec{{Product: "Tesla T4", MemoryMiB: 15360}}, nil, Problem, "None of the 1 GPUs can do MIG"},
 		{"a vGPU", []sim.GPUSpec{{Board: "H100-80GB"}, {Product: "GRID A100-10C", MemoryMiB: 10240, VGPU: true}}, nil, Note, "pass the whole GPU through"},
 		{"profiles that cannot be read", nil, func(t *testing.T, g *good) { must(t, g.sim.FailCall(sim.CallProfiles, 1, nvml.ErrUnknown)) }, Problem, "into what it can be cut"},
-		{"a lost GPU", nil, func(t *testing.T, g *good) { must(t, g.sim.LoseGPU(g.gpu(t))) }, Problem, "reset the GPU"},
+		{"a lost GPU", nil, func(t *testing.T, g *good) { must(t, g.sim.LoseGPU(g.gpu(t))) }, Problem, "is lost (listing profiles"},
+		{"an instance of somebody", []sim.GPUSpec{{Board: "A100-40GB", MIG: true}}, func(t *testing.T, g *good) {
+			d, err := sim.Open(g.root)
+			must(t, err)
+			_, err = d.CreateGPUInstance(g.gpu(t), 9, 4)
+			must(t, err)
+		}, Note, "has 1 GPU instances; the agent keeps off"},
 		{"an Ampere without MIG", []sim.GPUSpec{{Board: "A100-40GB"}}, nil, Problem, "nvidia-smi -i 0 -mig 1, nvidia-smi -i 0 --gpu-reset"},
 		{"an Ampere in use", []sim.GPUSpec{{Board: "A100-40GB"}}, func(t *testing.T, g *good) {
 			must(t, g.sim.Hold(g.gpu(t), sim.Holder{GI: sim.WholeGPU, PID: 77}))

@@ -44,6 +44,7 @@ type GPU struct {
 	Architecture Architecture
 	PCIBusID     string // "00000000:07:00.0"
 	PCIDeviceID  string // device and vendor, "0x20B010DE"; empty where unknown
+	PCISubsystem string // the same of the board, "0x134F10DE"; empty where unknown
 	MemoryMiB    int    // total
 	NUMANode     int    // -1 where unknown
 	MIGCapable   bool   // nvmlDeviceGetMigMode is supported

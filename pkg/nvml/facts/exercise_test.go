@@ -34,8 +34,8 @@ func TestExerciseTakesTheGPUWithTheIndex(t *testing.T) {
 	defer session.Close()
 	d := silent{session}
 	node, err := facts.Record(d, facts.Source{})
-	if err != nil {
-		t.Fatal(err)
+	if err == nil || !strings.Contains(err.Error(), "GPU 0: it is silent") {
+		t.Fatalf("Record = %v; want an error that names GPU 0", err)
 	}
 	if err := facts.Exercise(d, &node, 1); err != nil {
 		t.Fatal(err)

@@ -56,6 +56,7 @@ const (
 type GPU struct {
 	Product      string    `json:"product"`
 	PCIDeviceID  string    `json:"pciDeviceID,omitempty"`
+	PCISubsystem string    `json:"pciSubsystem,omitempty"`
 	Architecture string    `json:"architecture"`
 	MemoryMiB    int       `json:"memoryMiB"`
 	NUMANode     int       `json:"numaNode"` // -1: not known
@@ -111,7 +112,8 @@ func (g *GPU) GPUInstanceAt(profile, start int) (gi int, ok bool) {
 	return 0, false
 }
 
-// Record reads a node. It changes nothing. GPUs that do not answer are left out.
+// Record reads a node. It changes nothing. GPUs that do not answer are left out, and
+// the error says why; without any GPU there is no record.
 func Record(d nvml.Driver, source Source) (Node, error) {
 	node := Node{Version: version, Source: source}
 	var err error
@@ -119,22 +121,23 @@ func Record(d nvml.Driver, source Source) (Node, error) {
 		return Node{}, err
 	}
 	gpus, err := d.GPUs(nil)
-	if len(gpus) == 0 && err != nil {
-		return Node{}, err
-	}
 	for _, gpu := range gpus {
-		g, err := record(d, gpu)
-		if err != nil {
-			return Node{}, err
+		g, failure := record(d, gpu)
+		if failure != nil {
+			err = errors.Join(err, fmt.Errorf("leaving GPU %d out: %w", gpu.Index, failure))
+			continue
 		}
 		node.GPUs = append(node.GPUs, g)
 	}
-	return node, nil
+	if len(node.GPUs) == 0 && err != nil {
+		return Node{}, err
+	}
+	return node, err
 }
 
 func record(d nvml.Driver, gpu nvml.GPU) (GPU, error) {
 	g := GPU{
-		Product: gpu.Name, PCIDeviceID: gpu.PCIDeviceID, Architecture: string(gpu.Architecture), MemoryMiB: gpu.MemoryMiB,
+		Product: gpu.Name, PCIDeviceID: gpu.PCIDeviceID, PCISubsystem: gpu.PCISubsystem, Architecture: string(gpu.Architecture), MemoryMiB: gpu.MemoryMiB,
 		NUMANode: gpu.NUMANode, VGPU: gpu.VGPU, MIGCapable: gpu.MIGCapable,
 	}
 	events, err := d.Events(gpu.ID)

@@ -196,9 +196,7 @@ func (d *Driver) facts(index int, id nvml.GPUID, device lib.Device) (nvml.GPU, e
 	pci, ret := device.GetPciInfo()
 	read("PCI address", ret)
 	gpu.PCIBusID = text(pci.BusId[:])
-	if pci.PciDeviceId != 0 {
-		gpu.PCIDeviceID = fmt.Sprintf("0x%08X", pci.PciDeviceId)
-	}
+	gpu.PCIDeviceID, gpu.PCISubsystem = pciID(pci.PciDeviceId), pciID(pci.PciSubSystemId)
 	virtualization, ret := device.GetVirtualizationMode()
 	if ret != lib.ERROR_NOT_SUPPORTED {
 		read("virtualization", ret)
@@ -215,6 +213,14 @@ func (d *Driver) facts(index int, id nvml.GPUID, device lib.Device) (nvml.GPU, e
 	}
 	gpu.NUMANode = d.numaNode(gpu.PCIBusID)
 	return gpu, err
+}
+
+// pciID writes a device and its vendor; empty where they are not known.
+func pciID(id uint32) string {
+	if id == 0 {
+		return ""
+	}
+	return fmt.Sprintf("0x%08X", id)
 }
 
 // generation names an architecture; one that is not known keeps its number.

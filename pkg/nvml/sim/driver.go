@@ -54,6 +54,7 @@ func (g *GPU) facts() nvml.GPU {
 		Architecture: g.Architecture,
 		PCIBusID:     g.PCIBusID,
 		PCIDeviceID:  g.PCIDeviceID,
+		PCISubsystem: g.PCISubsystem,
 		VGPU:         g.VGPU,
 		MemoryMiB:    g.MemoryMiB,
 		NUMANode:     g.NUMANode,

@@ -30,7 +30,7 @@ func (s *State) addRecordedGPU(g GPU, spec GPUSpec) error {
 		return errors.New("a recorded GPU has board, product and memory of its own")
 	}
 	g.Name, g.Architecture, g.MemoryMiB = f.Product, nvml.Architecture(f.Architecture), f.MemoryMiB
-	g.PCIDeviceID, g.VGPU = f.PCIDeviceID, f.VGPU
+	g.PCIDeviceID, g.PCISubsystem, g.VGPU = f.PCIDeviceID, f.PCISubsystem, f.VGPU
 	if !f.MIGCapable {
 		s.GPUs = append(s.GPUs, g)
 		return nil

@@ -77,6 +77,7 @@ type GPU struct {
 	Architecture     nvml.Architecture      `json:"architecture"`
 	PCIBusID         string                 `json:"pciBusID"`
 	PCIDeviceID      string                 `json:"pciDeviceID,omitempty"`
+	PCISubsystem     string                 `json:"pciSubsystem,omitempty"`
 	VGPU             bool                   `json:"vgpu,omitempty"`
 	MemoryMiB        int                    `json:"memoryMiB"`
 	NUMANode         int                    `json:"numaNode"`

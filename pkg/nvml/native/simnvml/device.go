@@ -94,14 +94,19 @@ func (d *device) GetPciInfo() (lib.PciInfo, lib.Return) {
 	for i, c := range []byte(d.facts.PCIBusID) {
 		info.BusId[i] = int8(c)
 	}
-	if d.facts.PCIDeviceID != "" {
-		id, err := strconv.ParseUint(d.facts.PCIDeviceID, 0, 32)
-		if err != nil {
-			panic(err)
-		}
-		info.PciDeviceId = uint32(id)
-	}
+	info.PciDeviceId, info.PciSubSystemId = pciID(d.facts.PCIDeviceID), pciID(d.facts.PCISubsystem)
 	return info, ret
+}
+
+func pciID(text string) uint32 {
+	if text == "" {
+		return 0
+	}
+	id, err := strconv.ParseUint(text, 0, 32)
+	if err != nil {
+		panic(err)
+	}
+	return uint32(id)
 }
 
 // GetVirtualizationMode implements nvml.Device.
