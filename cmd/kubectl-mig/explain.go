@@ -79,6 +79,7 @@ type story struct {
 	Scheduler string       `json:"scheduler,omitempty"` // its word on a pod that waits
 	Why       *pool.Why    `json:"why,omitempty"`
 	Advice    *pool.Advice `json:"advice,omitempty"`
+	Agentless []string     `json:"agentless,omitempty"`  // nodes with GPUs that no pod gets for want of an agent
 	Start     *pool.Trial  `json:"startAgent,omitempty"` // where it would fit, if only the node's agent ran
 	Agent     *agentWord   `json:"agent,omitempty"`
 	Steps     []step       `json:"steps,omitempty"`
@@ -214,7 +215,7 @@ func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 	}
 	st.Advice = advice
 	if advice != nil && advice.Fits == nil {
-		st.Start = v.startAgent(fleet, st.pod)
+		st.Start, st.Agentless = v.startAgent(fleet, st.pod), v.agentlessNodes()
 	}
 	st.Sentence = st.sentence()
 	return nil

@@ -224,8 +224,11 @@ func (st *story) drawHelp(s *screen, opts *pool.Options) []line {
 	}
 	out := []line{{}, text(bold, "What would help")}
 	nothing := len(out)
-	if st.Start != nil {
+	switch n := len(st.Agentless); {
+	case st.Start != nil:
 		out = append(out, s.wrap("  • ", plain, "Starting the agent, dynamig-nodeagent, on %s: then %s there.", st.Start.Node, describeSpots(st.Start.Spots))...)
+	case n > 0:
+		out = append(out, s.wrap("  • ", plain, "Starting the agent, dynamig-nodeagent, on %s: no pod gets GPUs there now. This one has no room there yet.", named(st.Agentless))...)
 	}
 	if a.End != nil {
 		out = append(out, s.wrap("  • ", plain, "%s", describeEnding(a.End))...)
@@ -346,6 +349,14 @@ func describeModes(m *pool.OtherModes) (out []string) {
 		out = append(out, fmt.Sprintf("with GPU %s of %s, which nobody uses, in mode %s by the node configuration, it would fit: %s", strings.Join(gpus, ", "), c.Node, c.Mode, describeSpots(c.Spots)))
 	}
 	return out
+}
+
+// named lists some nodes.
+func named(nodes []string) string {
+	if n := len(nodes); n > 3 {
+		return fmt.Sprintf("%s and %d more nodes", strings.Join(nodes[:3], ", "), n-3)
+	}
+	return strings.Join(nodes, ", ")
 }
 
 func describeRepack(r *pool.Repack) string {

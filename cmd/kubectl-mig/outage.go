@@ -29,6 +29,9 @@ type outage struct {
 	text string // a sentence with the remedy
 }
 
+// noAgent is the word for a node whose agent does not run.
+const noAgent = "NoAgent"
+
 // outageOf is nil where nothing is amiss, and where Nodes may not be read.
 func (s *survey) outageOf(p *pool.NodePicture) *outage {
 	if s.nodes == nil {
@@ -43,7 +46,7 @@ func (s *survey) outageOf(p *pool.NodePicture) *outage {
 	}
 	offers := slices.ContainsFunc(p.GPUs, func(g pool.GPUPicture) bool { return g.Offered || g.Shares != nil })
 	if offers && s.agentless(node) {
-		return &outage{"NoAgent", fmt.Sprintf("No agent runs: kubelet counts no %s here, so nothing new comes, and this is the last report. Start dynamig-nodeagent on %s.",
+		return &outage{noAgent, fmt.Sprintf("No agent runs: kubelet counts no %s here, so nothing new comes, and this is the last report. Start dynamig-nodeagent on %s.",
 			s.opts.Resources().Count, p.Name)}
 	}
 	return nil
@@ -78,6 +81,19 @@ func (s *survey) outageAt(node string) string {
 		}
 	}
 	return ""
+}
+
+// agentlessNodes lists the nodes with GPUs that no pod can get for want of an agent.
+func (s *survey) agentlessNodes() []string {
+	var out []string
+	for _, n := range s.gpuNodes {
+		picture := s.opts.Draw(n, nil, &pool.Catalogues{})
+		if found := s.outageOf(&picture); found != nil && found.word == noAgent {
+			out = append(out, n.Name)
+		}
+	}
+	slices.SortFunc(out, naturally)
+	return out
 }
 
 // startAgent is the place that a pod would have if every agent ran; nil where none
@@ -125,28 +141,24 @@ const leaseSilence = time.Minute
 // readPulse learns from the scheduler's lease whether anything is scheduling. Without
 // a fresh one the Deployment may tell that leader election is off.
 func (s *survey) readPulse(ctx context.Context, a *access) error {
-	lease, err := a.kube.CoordinationV1().Leases(a.schedulerNamespace).Get(ctx, schedulerDeployment, metav1.GetOptions{})
+	s.silence = ""
+	lease, err := a.kube.CoordinationV1().Leases(s.home).Get(ctx, schedulerDeployment, metav1.GetOptions{})
+	why := ""
 	switch {
 	case apierrors.IsForbidden(err):
-		s.note("you may not get the lease of dynamig-scheduler: whether it is running is not looked at (Role dynamig-viewer in %s allows it)", a.schedulerNamespace)
+		s.note("you may not get the lease of %s: whether it is running is not looked at (Role dynamig-viewer in %s allows it)", schedulerDeployment, s.home)
 		return nil
 	case apierrors.IsNotFound(err):
-		s.silence = "it has no lease in namespace " + a.schedulerNamespace
+		why = "it has no lease in namespace " + s.home
 	case err != nil:
 		return fmt.Errorf("reading the scheduler's lease: %w", err)
 	case lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "" || lease.Spec.RenewTime == nil:
-		s.silence = "nobody holds its lease"
-	default:
-		s.silence = ""
-		if age := time.Since(lease.Spec.RenewTime.Time); age > leaseSilence {
-			s.silence = fmt.Sprintf("it renewed its lease for the last time %s ago", brief(age))
-		}
+		why = "nobody holds its lease"
+	case time.Since(lease.Spec.RenewTime.Time) > leaseSilence:
+		why = fmt.Sprintf("it renewed its lease for the last time %s ago", brief(time.Since(lease.Spec.RenewTime.Time)))
 	}
-	if s.silence != "" && available(ctx, a.kube, a.schedulerNamespace) {
-		s.silence = ""
-	}
-	if s.silence != "" {
-		s.silence = fmt.Sprintf("Nothing is scheduling: dynamig-scheduler does not run, %s. See kubectl -n %s get deployments,pods.", s.silence, a.schedulerNamespace)
+	if why != "" && !available(ctx, a.kube, s.home) {
+		s.silence = fmt.Sprintf("Nothing is scheduling: %s does not run, %s. See kubectl -n %s get deployments,pods.", schedulerDeployment, why, s.home)
 	}
 	return nil
 }

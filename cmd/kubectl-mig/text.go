@@ -24,8 +24,9 @@ const (
 	amber style = "33"
 )
 
-// hues tell pods apart; red and amber are for trouble.
-var hues = []style{"36", "32", "34", "35", "96", "92", "94", "95"}
+// hues tell pods apart; red and amber are for trouble. Bright cyan and green cannot be
+// read on a light terminal.
+var hues = []style{"36", "32", "34", "35", "94", "95"}
 
 // hueOf gives a pod its colour, the same each time.
 func hueOf(pod string) style {

@@ -324,7 +324,7 @@ func TestFitFollowsTheFile(t *testing.T) {
 			name: "more than is free",
 			on:   []podBuilder{pod("x").wants("c", "gpu=1 gpumem=4000").on(t, node, "1g.5gb@0")},
 			pod:  pod("p").wants("c", "gpu=2"),
-			want: "node(s) had no free MIG placement for 2 x a whole GPU",
+			want: "node(s) had no free MIG placement for 2 whole GPUs",
 		},
 		{
 			name: "a device that an init container had is enough for both: half a GPU, not a small one",

@@ -320,6 +320,9 @@ func (r *Request) wholeGPUs() int {
 	return n
 }
 
+// aWholeGPU describes a device that nothing can be beside.
+const aWholeGPU = "a whole GPU"
+
 // Describe says in words what one device must be.
 func Describe(w geometry.Want) string {
 	if w.Profile != "" {
@@ -331,7 +334,7 @@ func Describe(w geometry.Want) string {
 			parts = append(parts, fmt.Sprintf(format, args...))
 		}
 	}
-	add(w.Full, "a whole GPU")
+	add(w.Full, aWholeGPU)
 	add(w.MemoryMiB > 0, "%d MiB", w.MemoryMiB)
 	add(w.Percent > 0, "%d%% of a GPU's memory", w.Percent)
 	add(w.Cores > 0 && !w.Full, "%d%% of a GPU's cores", w.Cores)

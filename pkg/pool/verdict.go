@@ -93,7 +93,10 @@ func describeAll(r *Request) string {
 			n++
 		}
 		part := Describe(r.Devices[i])
-		if n > 1 {
+		switch {
+		case n > 1 && part == aWholeGPU:
+			part = fmt.Sprintf("%d whole GPUs", n)
+		case n > 1:
 			part = fmt.Sprintf("%d x %s", n, part)
 		}
 		parts = append(parts, part)

@@ -148,7 +148,7 @@ func (f *Fleet) Trouble(names []string) error {
 		pod     Pod
 		message string
 	}{
-		{Pod{"research", "llama-70b-train-0", 4, 0}, "0/3 nodes are available: 3 node(s) had no free MIG placement for 4 x a whole GPU. preemption: 0/3 nodes are available: 3 No preemption victims found for incoming pod."},
+		{Pod{"research", "llama-70b-train-0", 4, 0}, "0/3 nodes are available: 3 node(s) had no free MIG placement for 4 whole GPUs. preemption: 0/3 nodes are available: 3 No preemption victims found for incoming pod."},
 		{Pod{"batch", "ocr-batch-8f1c2", 1, 90000}, "limit nvidia.com/gpumem asks for 90000 MiB; no GPU in the cluster can be cut into that, the largest profile on offer is 7g.80gb with 81050 MiB"},
 		{Pod{"notebooks", "jupyter-lin-55aa0", 2, 30000}, ""},
 	} {
