@@ -253,6 +253,9 @@ func TestCompletion(t *testing.T) {
 		{[]string{"__complete", "--kubeconfig=" + kubeconfig, "status", ""}, "node10"},
 		{[]string{"__complete", "--kubeconfig=" + kubeconfig, "explain", ""}, "pod"},
 		{[]string{"__complete", "--kubeconfig=" + kubeconfig, "explain", "pod", ""}, "gpu-pod"},
+		{[]string{"__complete", "--kubeconfig=" + kubeconfig, "history", "node", ""}, "node10"},
+		{[]string{"__complete", "--kubeconfig=" + kubeconfig, "status", "--free=1g"}, "1g.5gb"},
+		{[]string{"__complete", "what-if", "-o", ""}, "wide"},
 		{[]string{"completion", "bash"}, "bash completion"},
 		{[]string{"completion", "kubectl"}, "kubectl mig __complete"},
 	} {

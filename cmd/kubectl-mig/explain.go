@@ -52,7 +52,7 @@ many GPUs, a smaller request. Ends with code 3 where the pod waits.`,
 		}
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	cmd.Flags().StringVarP(&o.output, "output", "o", "", "json or yaml")
+	addOutput(cmd, &o.output, "", "json", "yaml")
 	return cmd
 }
 

@@ -41,8 +41,20 @@ record themselves. ` + keeping,
 		}),
 		RunE: func(cmd *cobra.Command, _ []string) error { return history(cmd.Context(), s, a, o) },
 	}
+	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		var names []string
+		switch {
+		case len(args) == 0:
+			names = []string{"pod", "node"}
+		case len(args) == 1 && args[0] == "pod":
+			names = a.podNames(cmd)
+		case len(args) == 1 && args[0] == "node":
+			names = a.nodeNames(cmd)
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
 	cmd.Flags().BoolVarP(&o.all, "all-namespaces", "A", false, "Of all namespaces")
-	cmd.Flags().StringVarP(&o.output, "output", "o", "", "table, json or yaml")
+	addOutput(cmd, &o.output, "", "table", "json", "yaml")
 	return cmd
 }
 

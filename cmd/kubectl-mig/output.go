@@ -9,8 +9,18 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
 )
+
+// addOutput adds the flag -o with the formats that a command knows, and completes them.
+// without says what is printed without it.
+func addOutput(cmd *cobra.Command, o *string, without string, formats ...string) {
+	last := len(formats) - 1
+	cmd.Flags().StringVarP(o, "output", "o", "", strings.Join(formats[:last], ", ")+" or "+formats[last]+without)
+	// It fails for a flag that does not exist only.
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
+}
 
 // checkOutput refuses an unknown value of -o.
 func checkOutput(o string, known ...string) error {

@@ -62,7 +62,10 @@ the largest profile that still fits.`,
 	cmd.Flags().StringVar(&o.model, "model", "", "Only GPUs whose model contains this, such as h100")
 	cmd.Flags().StringVar(&o.free, "free", "", "Only GPUs where something still fits, or with =PROFILE that profile")
 	cmd.Flags().Lookup("free").NoOptDefVal = anyProfile
-	cmd.Flags().StringVarP(&o.output, "output", "o", "", "table, wide, json or yaml; without it, slice maps")
+	_ = cmd.RegisterFlagCompletionFunc("free", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return a.profileNames(cmd), cobra.ShellCompDirectiveNoFileComp
+	}) // it fails for a flag that does not exist only
+	addOutput(cmd, &o.output, "; without it, slice maps", "table", "wide", "json", "yaml")
 	cmd.Flags().BoolVarP(&o.watch, "watch", "w", false, "Draw again whenever something changes")
 	return cmd
 }
@@ -126,21 +129,26 @@ func (v *survey) checkFree(profile string) error {
 	if profile == "" || profile == anyProfile {
 		return nil
 	}
+	names := profilesOf(v.gpuNodes)
+	if len(names) == 0 || slices.Contains(names, profile) {
+		return nil
+	}
+	return usageError{fmt.Errorf("--free=%s: no GPU of this cluster has that profile; use one of %s", profile, strings.Join(names, ", "))}
+}
+
+// profilesOf lists the names of the profiles that GPUs have, the smallest first.
+func profilesOf(nodes []*v1alpha1.GPUNode) []string {
 	known := map[string]v1alpha1.Profile{}
-	for _, n := range v.gpuNodes {
+	for _, n := range nodes {
 		for _, m := range n.Status.Models {
 			for _, p := range m.Profiles {
 				known[p.Name] = p
 			}
 		}
 	}
-	if _, ok := known[profile]; ok || len(known) == 0 {
-		return nil
-	}
-	names := slices.SortedFunc(maps.Keys(known), func(a, b string) int {
+	return slices.SortedFunc(maps.Keys(known), func(a, b string) int {
 		return cmp.Or(cmp.Compare(known[a].Size, known[b].Size), cmp.Compare(known[a].MemoryMiB, known[b].MemoryMiB), cmp.Compare(a, b))
 	})
-	return usageError{fmt.Errorf("--free=%s: no GPU of this cluster has that profile; use one of %s", profile, strings.Join(names, ", "))}
 }
 
 // showStatus prints one picture.

@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
@@ -176,43 +175,4 @@ func (s *screen) redraw(draw func() error) error {
 		return err
 	}
 	return draw()
-}
-
-// nodeNames offers GPUNodes to the shell's completion.
-func (a *access) nodeNames(cmd *cobra.Command) []string {
-	if _, err := a.connect(); err != nil {
-		return nil
-	}
-	list, err := a.gpus.DynamigV1alpha1().GPUNodes().List(cmd.Context(), metav1.ListOptions{})
-	if err != nil {
-		return nil
-	}
-	var names []string
-	for _, n := range list.Items {
-		names = append(names, n.Name)
-	}
-	return names
-}
-
-// podNames offers the pods that ask for GPUs.
-func (a *access) podNames(cmd *cobra.Command) []string {
-	namespace, err := a.connect()
-	if err != nil {
-		return nil
-	}
-	list, err := a.kube.CoreV1().Pods(namespace).List(cmd.Context(), metav1.ListOptions{})
-	if err != nil {
-		return nil
-	}
-	opts, _, err := a.options(cmd.Context())
-	if err != nil {
-		return nil
-	}
-	var names []string
-	for i := range list.Items {
-		if opts.Wants(&list.Items[i]) {
-			names = append(names, list.Items[i].Name)
-		}
-	}
-	return names
 }

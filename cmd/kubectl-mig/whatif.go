@@ -51,7 +51,7 @@ asks its other plugins; here the first by name is taken.`,
 	}
 	cmd.Flags().StringVarP(&o.file, "filename", "f", "", "File with pods or pod templates; - is standard input")
 	cmd.Flags().IntVar(&o.replicas, "replicas", 0, "How many of each, in place of what the file says")
-	cmd.Flags().StringVarP(&o.output, "output", "o", "", "table, wide, json or yaml; without it, slice maps")
+	addOutput(cmd, &o.output, "; without it, slice maps", "table", "wide", "json", "yaml")
 	return cmd
 }
 
