@@ -162,6 +162,46 @@ func TestFaultsOfTheDriver(t *testing.T) {
 	}
 }
 
+// TestGPUThatFailsStopsNobodyElse: it is said of the GPU, what is free of it is not
+// offered any more, and pods of the other one start.
+func TestGPUThatFailsStopsNobodyElse(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		fail    func(n *node.Node) error
+		says    string
+		healthy int // slots: those of the other GPU, and of pods that may come to run
+	}{
+		{"a call never returns", func(n *node.Node) error {
+			return n.Sim.DelayCall(sim.CallCreateGPUInstance, 1, time.Hour)
+		}, "a driver call (creating a GPU instance) has not returned since", 7 + 2},
+		{"it is lost", func(n *node.Node) error { return n.Sim.LoseGPU(n.GPU(0)) }, "the GPU is lost; reset it or reboot the node", 7 + 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, 2)
+			n.StartAgent(0, false)
+			n.Kubelet.AwaitCapacity(14)
+			n.Bind("kept", "main=0:1g.5gb@6").Await(node.Running)
+			if err := c.fail(n); err != nil {
+				t.Fatal(err)
+			}
+			n.Bind("stuck", "main=0:2g.10gb@0")
+			n.Await("that to be reported", func() error {
+				if got := n.Condition("HardwareFailing"); !strings.Contains(got, c.says) {
+					return fmt.Errorf("%q lacks %q", got, c.says)
+				}
+				return nil
+			})
+			n.Kubelet.AwaitCapacity(c.healthy)
+			other := n.Bind("other", "main=1:2g.10gb@0")
+			other.Await(node.Running)
+			if err := other.Check(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // TestCDIDirectoryReadOnly: a container does not start without its file, and the
 // user reads why.
 func TestCDIDirectoryReadOnly(t *testing.T) {
