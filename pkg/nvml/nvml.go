@@ -51,6 +51,15 @@ type GPU struct {
 	VGPU         bool   // the machine is a guest and the GPU a part that its host gave it
 }
 
+// ComputeProfile is a compute instance profile that a GPU instance offers.
+type ComputeProfile struct {
+	ID            int // reported
+	Enum          int // nvml.h: NVML_COMPUTE_INSTANCE_PROFILE_*
+	ComputeSlices int
+	SMs           int
+	Max           int // of them in the GPU instance, as reported
+}
+
 // MIGMode says whether a GPU is in MIG mode. Current and Pending differ while a
 // change waits for a GPU reset. Read it live: a cached mode is a known bug class.
 type MIGMode struct {
@@ -175,6 +184,10 @@ type Driver interface {
 	// CreateComputeInstance creates the compute instance that spans GPU
 	// instance gi and returns the whole instance, with its UUID.
 	CreateComputeInstance(id GPUID, gi int) (Instance, error)
+
+	// ComputeProfiles lists, by enum, the compute instance profiles that GPU instance
+	// gi offers. ErrNotFound when there is no such instance.
+	ComputeProfiles(id GPUID, gi int) ([]ComputeProfile, error)
 
 	// DestroyComputeInstance destroys a compute instance. ErrInUse while a
 	// client holds it, ErrNotFound when it is gone.

@@ -31,7 +31,7 @@ func Exercise(d nvml.Driver, node *Node, index int) error {
 	}
 	for _, p := range g.Profiles {
 		for _, start := range p.Starts {
-			t, err := try(d, id, p.ID, start)
+			t, err := g.try(d, id, p.ID, start)
 			g.Exercise = append(g.Exercise, t)
 			if err != nil {
 				return fmt.Errorf("exercising GPU %d: %w", index, err)
@@ -64,9 +64,10 @@ func idle(d nvml.Driver, id nvml.GPUID) error {
 	return nil
 }
 
-// try creates and destroys one instance. What the driver refuses is in the trial;
+// try creates and destroys one instance, and records what it offers meanwhile. What
+// the driver refuses is in the trial;
 // the error is of what is left behind.
-func try(d nvml.Driver, id nvml.GPUID, profile, start int) (Trial, error) {
+func (g *GPU) try(d nvml.Driver, id nvml.GPUID, profile, start int) (Trial, error) {
 	t := Trial{ID: profile, Start: start, GI: -1, CI: nvml.NoCI}
 	began := time.Now()
 	gi, err := d.CreateGPUInstance(id, nvml.ProfileID(profile), start)
@@ -77,6 +78,9 @@ func try(d nvml.Driver, id nvml.GPUID, profile, start int) (Trial, error) {
 	t.GI = gi.GI
 	whole, err := d.CreateComputeInstance(id, gi.GI)
 	t.CreateMillis = time.Since(began).Milliseconds()
+	if asked := g.askCompute(d, gi); asked != nil {
+		t.Error = asked.Error()
+	}
 	began = time.Now()
 	if err != nil {
 		t.Error = err.Error()

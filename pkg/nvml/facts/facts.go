@@ -89,6 +89,18 @@ type Profile struct {
 	Starts        []int        `json:"starts"` // memory slices
 	Max           int          `json:"max"`    // as reported
 	Engines       nvml.Engines `json:"engines"`
+
+	// Compute is what an instance of it offers, where there was one to be asked.
+	Compute []ComputeProfile `json:"compute,omitempty"`
+}
+
+// ComputeProfile is a compute instance profile as reported.
+type ComputeProfile struct {
+	ID            int `json:"id"`   // reported
+	Enum          int `json:"enum"` // COMPUTE_INSTANCE_PROFILE_*
+	ComputeSlices int `json:"computeSlices"`
+	SMs           int `json:"sms"`
+	Max           int `json:"max"`
 }
 
 // Trial is one instance that was created and destroyed again.
@@ -166,7 +178,36 @@ func record(d nvml.Driver, gpu nvml.GPU) (GPU, error) {
 			Size: p.Size, Starts: slices.Clone(p.Starts), Max: p.Max, Engines: p.Engines,
 		})
 	}
+	if !g.MIG.Current {
+		return g, nil
+	}
+	instances, err := d.Instances(gpu.ID)
+	if err != nil {
+		return GPU{}, err
+	}
+	for _, in := range instances {
+		if err := g.askCompute(d, in); err != nil {
+			return GPU{}, err
+		}
+	}
 	return g, nil
+}
+
+// askCompute records what an instance offers, unless one of its profile was asked
+// before.
+func (g *GPU) askCompute(d nvml.Driver, in nvml.Instance) error {
+	i := slices.IndexFunc(g.Profiles, func(p Profile) bool { return p.ID == int(in.Profile) })
+	if i < 0 || len(g.Profiles[i].Compute) > 0 {
+		return nil
+	}
+	offered, err := d.ComputeProfiles(in.GPU, in.GI)
+	if err != nil {
+		return err
+	}
+	for _, c := range offered {
+		g.Profiles[i].Compute = append(g.Profiles[i].Compute, ComputeProfile(c))
+	}
+	return nil
 }
 
 // Encode writes a record for people and programs.

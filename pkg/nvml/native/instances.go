@@ -251,22 +251,64 @@ func (b board) spanning(gi lib.GpuInstance, id nvml.ProfileID) (lib.ComputeInsta
 	if !ok {
 		return lib.ComputeInstanceProfileInfo{}, fmt.Errorf("the GPU does not list profile %d: %w", id, nvml.ErrInvalidArgument)
 	}
+	var spanning lib.ComputeInstanceProfileInfo
+	found := false
+	err := eachComputeProfile(gi, func(_ int, info lib.ComputeInstanceProfileInfo) bool {
+		spanning, found = info, int(info.SliceCount) == p.ComputeSlices
+		return !found
+	})
+	switch {
+	case err != nil:
+		return lib.ComputeInstanceProfileInfo{}, err
+	case !found:
+		return lib.ComputeInstanceProfileInfo{}, fmt.Errorf("profile %s offers no compute instance of %d slices: %w", p.Name, p.ComputeSlices, nvml.ErrNotSupported)
+	}
+	return spanning, nil
+}
+
+// eachComputeProfile calls f for each compute instance profile that a GPU instance
+// offers, by enum, until f returns false.
+func eachComputeProfile(gi lib.GpuInstance, f func(enum int, info lib.ComputeInstanceProfileInfo) bool) error {
 	for enum := range maxEnum {
 		info, ret := gi.GetComputeInstanceProfileInfo(enum, lib.COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED)
 		if ret == lib.ERROR_INVALID_ARGUMENT && enum > 0 {
-			break
+			return nil
 		}
 		if ret == lib.ERROR_NOT_SUPPORTED {
 			continue
 		}
 		if err := check(ret, "reading compute profile with enum %d", enum); err != nil {
-			return lib.ComputeInstanceProfileInfo{}, err
+			return err
 		}
-		if int(info.SliceCount) == p.ComputeSlices {
-			return info, nil
+		if !f(enum, info) {
+			return nil
 		}
 	}
-	return lib.ComputeInstanceProfileInfo{}, fmt.Errorf("profile %s offers no compute instance of %d slices: %w", p.Name, p.ComputeSlices, nvml.ErrNotSupported)
+	return nil
+}
+
+// ComputeProfiles implements nvml.Driver.
+func (d *Driver) ComputeProfiles(id nvml.GPUID, gi int) ([]nvml.ComputeProfile, error) {
+	what := fmt.Sprintf("listing compute profiles of GPU instance %d on %s", gi, id)
+	if err := d.begin(); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	defer d.end()
+	handle, err := d.instance(id, gi)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	var profiles []nvml.ComputeProfile
+	err = eachComputeProfile(handle, func(enum int, info lib.ComputeInstanceProfileInfo) bool {
+		profiles = append(profiles, nvml.ComputeProfile{
+			ID: int(info.Id), Enum: enum, ComputeSlices: int(info.SliceCount), SMs: int(info.MultiprocessorCount), Max: int(info.InstanceCount),
+		})
+		return true
+	})
+	if err != nil {
+		return nil, d.judge(id, fmt.Errorf("%s: %w", what, err))
+	}
+	return profiles, nil
 }
 
 // DestroyComputeInstance implements nvml.Driver.

@@ -65,6 +65,7 @@ var changing = []aCase{
 	{"a neighbour does not notice a creation or a destruction", neighboursStay},
 	{"a compute instance is created once and in a live GPU instance", computeInstanceOnce},
 	{"a GPU instance with a compute instance is not destroyed", destroyOrder},
+	{"a GPU instance offers a compute instance that spans it", offersSpanning},
 	{"what is gone is not found", goneIsNotFound},
 	{"an idle instance has no processes", idleHasNoProcesses},
 	{"a held instance is in use until it is released", heldIsInUse},
@@ -119,6 +120,20 @@ func gpusAreStable(b *bench) {
 	if version == "" {
 		b.Errorf("DriverVersion() is empty")
 	}
+}
+
+func offersSpanning(b *bench) {
+	id := b.gpu()
+	p := b.smallest(id)
+	in := b.createGI(id, p.ID, p.Starts[0])
+	offered, err := b.ComputeProfiles(id, in.GI)
+	b.must(err)
+	if !slices.ContainsFunc(offered, func(c nvml.ComputeProfile) bool { return c.ComputeSlices == p.ComputeSlices && c.Max >= 1 }) {
+		b.Errorf("ComputeProfiles(%s) = %+v; want one of %d slices among them", p.Name, offered, p.ComputeSlices)
+	}
+	b.must(b.DestroyGPUInstance(id, in.GI))
+	_, err = b.ComputeProfiles(id, in.GI)
+	b.refused(err, nvml.ErrNotFound, "compute profiles of what is gone")
 }
 
 func skippedGPUsAreNotRead(b *bench) {

@@ -234,6 +234,48 @@ func (d *Driver) Processes(id nvml.GPUID, gi int) ([]nvml.Process, error) {
 	return processes, nil
 }
 
+// computeSlices by enum of compute instance profiles (nvml.h:
+// NVML_COMPUTE_INSTANCE_PROFILE_1_SLICE to _1_SLICE_REV1).
+var computeSlices = []int{1, 2, 3, 4, 7, 8, 6, 1}
+
+// ComputeProfiles lists what an instance of the profile offers. The simulation makes
+// spanning compute instances only. Their ids are other numbers than their enums.
+func (p Profile) ComputeProfiles() []nvml.ComputeProfile {
+	var out []nvml.ComputeProfile
+	for enum, n := range computeSlices {
+		if n <= p.ComputeSlices {
+			out = append(out, nvml.ComputeProfile{
+				ID: 100 + enum, Enum: enum, ComputeSlices: n, SMs: p.SMs * n / p.ComputeSlices, Max: p.ComputeSlices / n,
+			})
+		}
+	}
+	return out
+}
+
+// ComputeProfiles implements nvml.Driver.
+func (d *Driver) ComputeProfiles(id nvml.GPUID, gi int) ([]nvml.ComputeProfile, error) {
+	var profiles []nvml.ComputeProfile
+	err := d.call(CallComputeProfiles, id, func(s *State, g *GPU, _ Fault) error {
+		if err := g.checkMIG(); err != nil {
+			return err
+		}
+		in, err := g.instance(gi)
+		if err != nil {
+			return err
+		}
+		for _, p := range s.Models[g.Model].Profiles {
+			if p.ID == in.Profile {
+				profiles = p.ComputeProfiles()
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing compute profiles of GPU instance %d on %s: %w", gi, id, err)
+	}
+	return profiles, nil
+}
+
 // checkListed says whether there can be processes of GPU instance gi.
 func (g *GPU) checkListed(gi int) error {
 	if gi == WholeGPU {

@@ -28,13 +28,14 @@ const (
 	CallDestroyComputeInstance = "DestroyComputeInstance"
 	CallDestroyGPUInstance     = "DestroyGPUInstance"
 	CallProcesses              = "Processes"
+	CallComputeProfiles        = "ComputeProfiles"
 	CallEvents                 = "Events" // the asking; Events.Wait is not counted
 )
 
 // CallNames lists them.
 func CallNames() []string {
 	return []string{CallOpen, CallDriverVersion, CallGPUs, CallProfiles, CallMIGMode, CallSetMIGMode, CallInstances,
-		CallCreateGPUInstance, CallCreateComputeInstance, CallDestroyComputeInstance, CallDestroyGPUInstance, CallProcesses, CallEvents}
+		CallCreateGPUInstance, CallCreateComputeInstance, CallDestroyComputeInstance, CallDestroyGPUInstance, CallProcesses, CallComputeProfiles, CallEvents}
 }
 
 // codes maps NVML's names of return codes to the interface's errors.

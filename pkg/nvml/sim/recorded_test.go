@@ -71,6 +71,11 @@ func TestExerciseRecordsEveryPlacement(t *testing.T) {
 			t.Errorf("trial %+v; want an instance", trial)
 		}
 	}
+	for _, p := range want.GPUs[0].Profiles {
+		if len(p.Compute) == 0 {
+			t.Errorf("what %s offers was not recorded", p.Name)
+		}
+	}
 	if got := listed(t, d, gpuAt(t, d.Node, 0)); len(got) != 0 {
 		t.Errorf("left instances: %v", got)
 	}
@@ -78,6 +83,20 @@ func TestExerciseRecordsEveryPlacement(t *testing.T) {
 	want.GPUs[0].Exercise[0].GI = 12
 	if err := Create(t.TempDir(), FromFacts(want)); err == nil || !strings.Contains(err.Error(), "id 12") {
 		t.Errorf("Create with another numbering: %v; want an error that names id 12", err)
+	}
+}
+
+func TestOfferIsRecordedOfInstancesThatAreThere(t *testing.T) {
+	d := node(t, a30)
+	whole(t, d, gpuAt(t, d.Node, 0), 5, 2) // 2g.12gb
+	before := dump(t, d.Node).GPUs[0].Instances
+	for _, p := range record(t, d).GPUs[0].Profiles {
+		if asked := len(p.Compute) > 0; asked != (p.ID == 5) {
+			t.Errorf("%s: offer %+v; want one of 2g.12gb only", p.Name, p.Compute)
+		}
+	}
+	if diff := cmp.Diff(before, dump(t, d.Node).GPUs[0].Instances); diff != "" {
+		t.Errorf("recording changed the instances (-before +after):\n%s", diff)
 	}
 }
 

@@ -144,17 +144,6 @@ func (gi *gpuInstance) Destroy() lib.Return {
 	return code(err)
 }
 
-// Compute slices by enum of compute instance profiles.
-var computeSlices = []int{
-	lib.COMPUTE_INSTANCE_PROFILE_1_SLICE: 1, lib.COMPUTE_INSTANCE_PROFILE_2_SLICE: 2, lib.COMPUTE_INSTANCE_PROFILE_3_SLICE: 3,
-	lib.COMPUTE_INSTANCE_PROFILE_4_SLICE: 4, lib.COMPUTE_INSTANCE_PROFILE_7_SLICE: 7, lib.COMPUTE_INSTANCE_PROFILE_8_SLICE: 8,
-	lib.COMPUTE_INSTANCE_PROFILE_6_SLICE: 6, lib.COMPUTE_INSTANCE_PROFILE_1_SLICE_REV1: 1,
-}
-
-// computeID is the reported id of a compute instance profile, another number than
-// its enum.
-func computeID(enum int) uint32 { return uint32(100 + enum) }
-
 // GetComputeInstanceProfileInfo implements nvml.GpuInstance: by enum; those that do
 // not fit are NOT_SUPPORTED.
 func (gi *gpuInstance) GetComputeInstanceProfileInfo(enum, engine int) (lib.ComputeInstanceProfileInfo, lib.Return) {
@@ -163,14 +152,17 @@ func (gi *gpuInstance) GetComputeInstanceProfileInfo(enum, engine int) (lib.Comp
 	switch {
 	case ret != lib.SUCCESS:
 		return lib.ComputeInstanceProfileInfo{}, ret
-	case enum < 0 || enum >= len(computeSlices) || engine != lib.COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED:
+	case enum < 0 || enum >= lib.COMPUTE_INSTANCE_PROFILE_7_SLICE_NVL || engine != lib.COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED:
 		return lib.ComputeInstanceProfileInfo{}, lib.ERROR_INVALID_ARGUMENT
-	case computeSlices[enum] > p.ComputeSlices:
-		return lib.ComputeInstanceProfileInfo{}, lib.ERROR_NOT_SUPPORTED
 	}
-	return lib.ComputeInstanceProfileInfo{
-		Id: computeID(enum), SliceCount: uint32(computeSlices[enum]), InstanceCount: uint32(p.ComputeSlices / computeSlices[enum]),
-	}, lib.SUCCESS
+	for _, c := range p.ComputeProfiles() {
+		if c.Enum == enum {
+			return lib.ComputeInstanceProfileInfo{
+				Id: uint32(c.ID), SliceCount: uint32(c.ComputeSlices), InstanceCount: uint32(c.Max), MultiprocessorCount: uint32(c.SMs),
+			}, lib.SUCCESS
+		}
+	}
+	return lib.ComputeInstanceProfileInfo{}, lib.ERROR_NOT_SUPPORTED
 }
 
 // CreateComputeInstance implements nvml.GpuInstance. The simulation has spanning
@@ -181,7 +173,8 @@ func (gi *gpuInstance) CreateComputeInstance(info *lib.ComputeInstanceProfileInf
 		return nil, ret
 	}
 	p, _ := profileOf(model, uint32(in.Profile))
-	if info.Id < computeID(0) || int(info.SliceCount) != p.ComputeSlices {
+	known := slices.ContainsFunc(p.ComputeProfiles(), func(c nvml.ComputeProfile) bool { return c.ID == int(info.Id) })
+	if !known || int(info.SliceCount) != p.ComputeSlices {
 		return nil, lib.ERROR_INVALID_ARGUMENT
 	}
 	made, err := gi.device.library.Driver().CreateComputeInstance(gi.device.facts.ID, gi.id)
