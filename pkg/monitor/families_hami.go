@@ -92,22 +92,35 @@ type containerShare struct {
 	cores          int
 }
 
-// eachContainer adds up, for each GPU, what containers have there. Plain init
-// containers share with others and do not count.
-func (s *scrape) eachContainer(do func(n *Drawn, g *pool.GPUPicture, c *containerShare)) {
-	s.eachGPU(func(n *Drawn, g *pool.GPUPicture, _ string) {
-		var shares []containerShare
-		for i := range g.Spans {
-			span := &g.Spans[i]
-			if !span.State.Owned() {
-				continue
-			}
-			for _, u := range span.Owner.Uses {
-				if !u.Init {
-					shares = append(shares, containerShare{span.Owner.Namespace, span.Owner.Name, u.Index, mib(span.MemoryMiB), cores(g, span)})
-				}
+// containersOn lists what containers have of a GPU, once for each instance and each
+// software share. Plain init containers have it in turn with others and do not count.
+func containersOn(g *pool.GPUPicture) []containerShare {
+	var out []containerShare
+	add := func(o *pool.OwnerPicture, bytes float64, cores int) {
+		for _, u := range o.Uses {
+			if !u.Init {
+				out = append(out, containerShare{o.Namespace, o.Name, u.Index, bytes, cores})
 			}
 		}
+	}
+	for i := range g.Spans {
+		if span := &g.Spans[i]; span.State.Owned() {
+			add(span.Owner, mib(span.MemoryMiB), cores(g, span))
+		}
+	}
+	if g.Shares != nil {
+		for i := range g.Shares.Held {
+			share := &g.Shares.Held[i]
+			add(&share.Owner, mib(int(share.MemoryMiB)), int(share.Cores))
+		}
+	}
+	return out
+}
+
+// eachContainer adds up, for each GPU, what containers have there.
+func (s *scrape) eachContainer(do func(n *Drawn, g *pool.GPUPicture, c *containerShare)) {
+	s.eachGPU(func(n *Drawn, g *pool.GPUPicture, _ string) {
+		shares := containersOn(g)
 		slices.SortFunc(shares, func(a, b containerShare) int {
 			return cmp.Or(cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.pod, b.pod), cmp.Compare(a.index, b.index))
 		})

@@ -275,6 +275,38 @@ func TestHAMiValues(t *testing.T) {
 	}
 }
 
+// TestHAMiValuesOfShares: a container's software shares of one GPU are one series with
+// what it asked for; a plain init container, which has them in turn, has none.
+func TestHAMiValuesOfShares(t *testing.T) {
+	f := newFleet(t, 0, 0)
+	addNode(t, f, "n", "A30-24GB", 1)
+	f.Share("n")
+	m := monitorOf(t, f, everything)
+	eventually(t, "the shares", func() bool { n, _ := f.Pool.Node("n"); return n.GPUs[0].Shares != nil })
+	pod := f.Create(fleet.Pod{Namespace: "ns", Name: "p", GPUs: 1, MemoryMiB: 3000, Init: true})
+	if ok, err := f.Bind(pod, "n"); !ok {
+		t.Fatal(err)
+	}
+	f.Prepare(pod)
+	want := fmt.Sprintf(`container_index="0",device_uuid="%s",zone="vGPU"} %d`, uuidOf(f, "n"), 3000<<20)
+	var got []string
+	eventually(t, "the container's share", func() bool {
+		got = series(scrapeText(t, m), "hami_vgpu_memory_allocated_bytes")
+		return len(got) > 0
+	})
+	if len(got) != 1 || !strings.HasSuffix(got[0], want) {
+		t.Errorf("%v, want one that ends with %s", got, want)
+	}
+	if cores := series(scrapeText(t, m), "vGPUCoreAllocated"); len(cores) != 1 || !strings.HasSuffix(cores[0], " 0") {
+		t.Errorf("cores: %v, want one without limit", cores)
+	}
+}
+
+func uuidOf(f *fleet.Fleet, node string) string {
+	n, _ := f.Pool.Node(node)
+	return n.GPUs[0].ID
+}
+
 // TestCounters: what is counted where a step is seen.
 func TestCounters(t *testing.T) {
 	f := newFleet(t, 0, 0)

@@ -192,7 +192,7 @@ func draw(obj *v1alpha1.GPUNode, node *Node, ledger *Ledger, pods []*v1.Pod) Nod
 			continue // the report is older or newer than the node: the next picture has it
 		}
 		g := drawGPU(reported, view, i, spans[node.GPUs[i].ID], known)
-		g.Shares = drawShares(&obj.Status, view, i, holders)
+		g.Shares = drawShares(&obj.Status, view, i, holders, known)
 		n.GPUs = append(n.GPUs, g)
 	}
 	for _, p := range obj.Status.Pods {
@@ -250,7 +250,13 @@ func viewWith(node *Node, holders []Holder) *View {
 // owner is what is known of a pod on the node.
 type owner struct {
 	name types.NamespacedName
-	uses map[v1alpha1.Span][]UsePicture
+	uses map[device][]UsePicture
+}
+
+// device is a span, or a software share, which has neither start nor size.
+type device struct {
+	v1alpha1.Span
+	share int32 // its id
 }
 
 func ownersOf(pods []*v1.Pod, holders []Holder) map[types.UID]*owner {
@@ -267,8 +273,8 @@ func ownersOf(pods []*v1.Pod, holders []Holder) map[types.UID]*owner {
 	return known
 }
 
-// usesOf reads from a pod's annotation which containers have which span.
-func usesOf(pod *v1.Pod) map[v1alpha1.Span][]UsePicture {
+// usesOf reads from a pod's annotation which containers have which span or share.
+func usesOf(pod *v1.Pod) map[device][]UsePicture {
 	text, ok := pod.Annotations[v1alpha1.AnnotationAllocation]
 	if !ok {
 		return nil
@@ -277,14 +283,17 @@ func usesOf(pod *v1.Pod) map[v1alpha1.Span][]UsePicture {
 	if err != nil || a.PodUID != pod.UID {
 		return nil
 	}
-	uses := map[v1alpha1.Span][]UsePicture{}
+	uses := map[device][]UsePicture{}
 	add := func(u UsePicture) {
 		for i, d := range a.Containers[u.Container] {
+			at := device{Span: v1alpha1.Span{GPU: d.GPU}}
+			u.Device = i
 			if d.MIG != nil {
-				u.Device, u.MemoryMiB = i, d.MIG.MemoryMiB
-				s := v1alpha1.Span{GPU: d.GPU, ProfileID: d.MIG.ProfileID, Start: d.MIG.Start, Size: d.MIG.Size}
-				uses[s] = append(uses[s], u)
+				at.ProfileID, at.Start, at.Size, u.MemoryMiB = d.MIG.ProfileID, d.MIG.Start, d.MIG.Size, d.MIG.MemoryMiB
+			} else {
+				at.share, u.MemoryMiB = d.Share.ID, d.Share.MemoryMiB
 			}
+			uses[at] = append(uses[at], u)
 		}
 	}
 	for i := range pod.Spec.Containers {
@@ -371,7 +380,8 @@ func drawSpans(reported *v1alpha1.GPU, model *geometry.Model, held []heldSpan, k
 		s := spanOf(model, at.profile, h.Start)
 		s.Size = h.Size
 		s.State = stateOf(h.holder.State)
-		s.Owner = known[h.holder.UID].picture(h)
+		owner := known[h.holder.UID].picture(&h.Held, h.holder.UID)
+		s.Owner = &owner
 		byPlace[at] = len(spans)
 		spans = append(spans, s)
 	}
@@ -438,9 +448,12 @@ func stateWithoutHolder(s v1alpha1.InstanceState) SpanState {
 	}
 }
 
-func (o *owner) picture(h heldSpan) *OwnerPicture {
-	return &OwnerPicture{
-		Namespace: o.name.Namespace, Name: o.name.Name, UID: h.holder.UID,
-		Uses: o.uses[v1alpha1.Span{GPU: h.GPU, ProfileID: int32(h.Profile), Start: int32(h.Start), Size: int32(h.Size)}],
+func (o *owner) picture(held *Held, uid types.UID) OwnerPicture {
+	at := device{Span: v1alpha1.Span{GPU: held.GPU}}
+	if held.IsShare() {
+		at.share = held.Share.ID
+	} else {
+		at.ProfileID, at.Start, at.Size = int32(held.Profile), int32(held.Start), int32(held.Size)
 	}
+	return OwnerPicture{Namespace: o.name.Namespace, Name: o.name.Name, UID: uid, Uses: o.uses[at]}
 }

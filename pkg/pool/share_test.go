@@ -62,8 +62,8 @@ func TestPictureOfShares(t *testing.T) {
 	want := &SharesPicture{
 		ShareCapacity: capacity, FreeCount: 8, FreeMemoryMiB: 28960, FreeCores: 70,
 		Held: []SharePicture{
-			{MemoryMiB: 8000, Cores: 30, State: SpanUsed, Owner: OwnerPicture{Namespace: "default", Name: "a", UID: "uid-a"}},
-			{MemoryMiB: 4000, State: SpanPreparing, Owner: OwnerPicture{Namespace: "default", Name: "b", UID: "uid-b"}},
+			{MemoryMiB: 8000, Cores: 30, State: SpanUsed, Owner: OwnerPicture{Namespace: "default", Name: "a", UID: "uid-a", Uses: []UsePicture{{Container: "c0", MemoryMiB: 8000}}}},
+			{MemoryMiB: 4000, State: SpanPreparing, Owner: OwnerPicture{Namespace: "default", Name: "b", UID: "uid-b", Uses: []UsePicture{{Container: "c0", MemoryMiB: 4000}}}},
 		},
 	}
 	if diff := cmp.Diff(want, got.GPUs[0].Shares); diff != "" {

@@ -34,7 +34,7 @@ type SharePicture struct {
 }
 
 // drawShares is the picture of one GPU's shares; nil where it takes none.
-func drawShares(status *v1alpha1.GPUNodeStatus, view *View, at int, holders []Holder) *SharesPicture {
+func drawShares(status *v1alpha1.GPUNodeStatus, view *View, at int, holders []Holder, known map[types.UID]*owner) *SharesPicture {
 	g := &view.Node.GPUs[at]
 	if g.Shares == nil {
 		return nil
@@ -54,7 +54,7 @@ func drawShares(status *v1alpha1.GPUNodeStatus, view *View, at int, holders []Ho
 			}
 			out.Held = append(out.Held, SharePicture{
 				MemoryMiB: held.Share.MemoryMiB, Cores: held.Share.Cores, State: shareState(status, h),
-				Owner: OwnerPicture{Namespace: h.Pod.Namespace, Name: h.Pod.Name, UID: h.UID},
+				Owner: known[h.UID].picture(&held, h.UID),
 			})
 		}
 	}

@@ -180,6 +180,17 @@ func (f *Fleet) Change(node string, change func(*v1alpha1.GPUNodeStatus)) {
 	f.gpuNodes.Modify(n.DeepCopy())
 }
 
+// Share puts a node's GPUs into mode hami-core.
+func (f *Fleet) Share(node string) {
+	f.Change(node, func(s *v1alpha1.GPUNodeStatus) {
+		for i := range s.GPUs {
+			g := &s.GPUs[i]
+			g.Mode = v1alpha1.GPUMode{Wanted: v1alpha1.ModeHAMiCore, Current: v1alpha1.ModeHAMiCore}
+			g.Shares = &v1alpha1.ShareCapacity{Count: 10, MemoryMiB: g.MemoryMiB, Cores: 100}
+		}
+	})
+}
+
 // RemoveNode takes a node's report away.
 func (f *Fleet) RemoveNode(name string) {
 	f.gpuNodes.Delete(f.reports[name])
@@ -191,6 +202,7 @@ type Pod struct {
 	Namespace, Name string
 	GPUs            int64
 	MemoryMiB       int64 // 0: whole GPUs
+	Init            bool  // with a plain init container that asks for the same
 }
 
 // Create creates a waiting pod.
@@ -207,7 +219,7 @@ func (f *Fleet) describe(p Pod) *v1.Pod {
 	if p.MemoryMiB > 0 {
 		limits[names.Memory] = *resource.NewQuantity(p.MemoryMiB, resource.DecimalSI)
 	}
-	return &v1.Pod{
+	pod := &v1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: p.Namespace, Name: p.Name, UID: types.UID(fmt.Sprintf("00000000-0000-4000-8000-%012d", f.serial)),
 			CreationTimestamp: metav1.Now(), Annotations: map[string]string{},
@@ -215,6 +227,10 @@ func (f *Fleet) describe(p Pod) *v1.Pod {
 		Spec:   v1.PodSpec{SchedulerName: v1alpha1.SchedulerName, Containers: []v1.Container{{Name: "main", Resources: v1.ResourceRequirements{Limits: limits}}}},
 		Status: v1.PodStatus{Phase: v1.PodPending},
 	}
+	if p.Init {
+		pod.Spec.InitContainers = []v1.Container{{Name: "setup", Resources: pod.Spec.Containers[0].Resources}}
+	}
+	return pod
 }
 
 // Refuse gives a waiting pod a reason, as kube-scheduler does.

@@ -148,9 +148,9 @@ func (f *Fleet) Trouble(names []string) error {
 		pod     Pod
 		message string
 	}{
-		{Pod{"research", "llama-70b-train-0", 4, 0}, "0/3 nodes are available: 3 node(s) had no free MIG placement for 4 whole GPUs. preemption: 0/3 nodes are available: 3 No preemption victims found for incoming pod."},
-		{Pod{"batch", "ocr-batch-8f1c2", 1, 90000}, "limit nvidia.com/gpumem asks for 90000 MiB; no GPU in the cluster can be cut into that, the largest profile on offer is 7g.80gb with 81050 MiB"},
-		{Pod{"notebooks", "jupyter-lin-55aa0", 2, 30000}, ""},
+		{Pod{Namespace: "research", Name: "llama-70b-train-0", GPUs: 4, MemoryMiB: 0}, "0/3 nodes are available: 3 node(s) had no free MIG placement for 4 whole GPUs. preemption: 0/3 nodes are available: 3 No preemption victims found for incoming pod."},
+		{Pod{Namespace: "batch", Name: "ocr-batch-8f1c2", GPUs: 1, MemoryMiB: 90000}, "limit nvidia.com/gpumem asks for 90000 MiB; no GPU in the cluster can be cut into that, the largest profile on offer is 7g.80gb with 81050 MiB"},
+		{Pod{Namespace: "notebooks", Name: "jupyter-lin-55aa0", GPUs: 2, MemoryMiB: 30000}, ""},
 	} {
 		pod := f.Create(w.pod)
 		if w.message != "" {
@@ -160,7 +160,7 @@ func (f *Fleet) Trouble(names []string) error {
 	if err := f.share(); err != nil {
 		return err
 	}
-	pod := f.Create(Pod{"inference", "embed-api-1b77d", 1, 4000})
+	pod := f.Create(Pod{Namespace: "inference", Name: "embed-api-1b77d", GPUs: 1, MemoryMiB: 4000})
 	if _, err := f.Bind(pod, names[0]); err != nil {
 		return err
 	}
@@ -176,13 +176,7 @@ func (f *Fleet) share() error {
 	if err := f.AddNode(name, "A30-24GB", 2); err != nil {
 		return err
 	}
-	f.Change(name, func(s *v1alpha1.GPUNodeStatus) {
-		for i := range s.GPUs {
-			g := &s.GPUs[i]
-			g.Mode = v1alpha1.GPUMode{Wanted: v1alpha1.ModeHAMiCore, Current: v1alpha1.ModeHAMiCore}
-			g.Shares = &v1alpha1.ShareCapacity{Count: 10, MemoryMiB: g.MemoryMiB, Cores: 100}
-		}
-	})
+	f.Share(name)
 	for {
 		if n, err := f.Pool.Node(name); err != nil || n != nil && n.GPUs[0].Shares != nil {
 			break

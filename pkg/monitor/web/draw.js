@@ -38,6 +38,11 @@ function place(node, start, length, whole) {
 
 const ownerName = (o) => (o ? (o.name ? `${o.namespace}/${o.name}` : `pod ${o.uid}`) : "");
 
+const containers = (owner) => {
+  const names = (owner?.uses || []).filter((u) => !u.init).map((u) => u.container).join(", ");
+  return names ? `, container ${names}` : "";
+};
+
 // profileName leaves its second part out where the block is narrow.
 function profileName(name) {
   const [compute, ...rest] = name.split(".");
@@ -47,9 +52,8 @@ function profileName(name) {
 /** block is one span as a button. */
 export function block(node, gpu, span, fresh) {
   const owner = ownerName(span.owner);
-  const uses = (span.owner?.uses || []).filter((u) => !u.init).map((u) => u.container).join(", ");
   const memory = span.memoryMiB ? `, ${(span.memoryMiB / 1024).toFixed(1)} GiB` : "";
-  const words = `${span.profile} at slice ${span.start}${memory}: ${stateWords[span.state] || span.state} ${owner}${uses ? `, container ${uses}` : ""}`.trim();
+  const words = `${span.profile} at slice ${span.start}${memory}: ${stateWords[span.state] || span.state} ${owner}${containers(span.owner)}`.trim();
   const b = el("button", {
     type: "button", class: `span ${size(span, gpu)} ${classOf[span.state] || ""}${fresh ? " fresh" : ""}`,
     "data-key": `${node.name}/${gpu.uuid}/${span.profileID}/${span.start}`, "data-pod": span.owner?.name ? owner : null,
@@ -64,7 +68,7 @@ export function block(node, gpu, span, fresh) {
 /** share is one software share as a button; at and whole are in MiB. */
 function share(node, gpu, s, at, whole) {
   const owner = ownerName(s.owner);
-  const words = `${s.memoryMiB} MiB${s.cores ? `, ${s.cores}% of the cores` : ""}, shared in software: ${owner}`;
+  const words = `${s.memoryMiB} MiB${s.cores ? `, ${s.cores}% of the cores` : ""}, shared in software: ${owner}${containers(s.owner)}`;
   const b = el("button", {
     type: "button", class: `span c2 ${classOf[s.state] || ""}`, "data-key": `${node.name}/${gpu.uuid}/share/${owner}/${at}`,
     "data-pod": s.owner?.name ? owner : null, "data-state": s.state, "aria-label": `${words}. GPU ${gpu.index} of ${node.name}`, title: words,
