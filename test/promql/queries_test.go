@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql/parser"
 
@@ -151,17 +152,18 @@ func newAgent(t *testing.T) *agent {
 	return a
 }
 
-func (a *agent) metrics(t *testing.T) []byte {
+// metrics is a scrape; the agent may be about to open its port.
+func (a *agent) metrics(t *testing.T) (text []byte) {
 	t.Helper()
-	answer, err := http.Get("http://" + a.address + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer answer.Body.Close()
-	text, err := io.ReadAll(answer.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	a.Await("the agent's metrics", func() error {
+		answer, err := http.Get("http://" + a.address + "/metrics")
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		text, err = io.ReadAll(answer.Body)
+		return err
+	})
 	return text
 }
 
@@ -269,7 +271,7 @@ func TestJoinOfTheDocumentation(t *testing.T) {
 	}
 	one := info[0].Metric
 	s.Add(last, 0.5, map[string]string{
-		labels.MetricName: "DCGM_FI_PROF_GR_ENGINE_ACTIVE", "UUID": one.Get("UUID"), "GPU_I_ID": one.Get("GPU_I_ID"), "instance": "dcgm",
+		model.MetricNameLabel: "DCGM_FI_PROF_GR_ENGINE_ACTIVE", "UUID": one.Get("UUID"), "GPU_I_ID": one.Get("GPU_I_ID"), "instance": "dcgm",
 	})
 	found, err := s.Query(t.Context(), join, last)
 	if err != nil || len(found) != 1 || found[0].F != 0.5 || found[0].Metric.Get("pod") != one.Get("pod") || one.Get("pod") == "" {
