@@ -161,6 +161,10 @@ func runCheck(ctx context.Context, args []string, out, usage io.Writer) error {
 	if nodecheck.Failed(findings) {
 		return errProblems
 	}
+	if output == "text" {
+		_, err := fmt.Fprintln(out, "\nThis node can do dynamic MIG.")
+		return err
+	}
 	return nil
 }
 

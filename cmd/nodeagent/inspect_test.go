@@ -84,6 +84,11 @@ func TestCheckOfAGoodNode(t *testing.T) {
 	if root := os.Getuid() == 0; root != (err == nil) {
 		t.Errorf("runCheck as user %d = %v", os.Getuid(), err)
 	}
+	out.Reset()
+	err = runCheck(context.Background(), append(args, "-o=text"), &out, os.Stderr)
+	if says := strings.HasSuffix(out.String(), "\nThis node can do dynamic MIG.\n"); says != (err == nil) {
+		t.Errorf("runCheck = %v; output:\n%s", err, out.String())
+	}
 }
 
 func TestCheckOfAnEmptyMachine(t *testing.T) {
