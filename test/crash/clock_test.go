@@ -19,6 +19,7 @@ import (
 // waits: for a call that takes long, to try a creation again, to drop slots. It waits
 // as long as it would have, and holds nothing for late or early.
 func TestClockJumps(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	for _, c := range []struct {
 		name string
 		by   time.Duration

@@ -165,6 +165,7 @@ func TestFaultsOfTheDriver(t *testing.T) {
 // TestGPUThatFailsStopsNobodyElse: it is said of the GPU, what is free of it is not
 // offered any more, and pods of the other one start.
 func TestGPUThatFailsStopsNobodyElse(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	for _, c := range []struct {
 		name    string
 		fail    func(n *node.Node) error

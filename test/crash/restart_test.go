@@ -158,6 +158,7 @@ func TestAPIServerIsAway(t *testing.T) {
 // that it has never seen, which kubelet knows. Where kubelet does not tell, the pod
 // waits for the API server.
 func TestKubeletTellsOfPodsWhileTheAPIServerIsAway(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	for _, c := range []struct {
 		name  string
 		tells bool
@@ -168,6 +169,7 @@ func TestKubeletTellsOfPodsWhileTheAPIServerIsAway(t *testing.T) {
 		{"it does not serve its Pods API", false, func(k *kubelet.Kubelet) { k.NoPodsAPI = true }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			n, pods := twoPods(t)
 			n.KillAgent()
 			n.Kubelet.Stop()
