@@ -154,7 +154,7 @@ type Driver interface {
 	// GPUs lists the node's physical GPUs in NVML's order. Of those that skip names
 	// (nil: none) nothing is read but what they are known by, ID and Index. Beside a
 	// list that is not empty an error says which GPUs are left out because they do
-	// not answer.
+	// not answer; those that skip names by their Index alone are left out without.
 	GPUs(skip func(id GPUID, index int) bool) ([]GPU, error)
 
 	// Profiles lists the GPU instance profiles of a MIG capable GPU, by

@@ -54,7 +54,7 @@ func (d *Driver) gpu(id nvml.GPUID) (board, error) {
 	case err != nil:
 		return board{}, fmt.Errorf("looking for %s: %w", id, err)
 	case len(passed) > 0:
-		return board{}, fmt.Errorf("looking for %s: it is not among the GPUs that answer: %w", id, errors.Join(passed...))
+		return board{}, fmt.Errorf("looking for %s: it is not among the GPUs that answer: %w", id, reasons(passed))
 	}
 	return board{}, fmt.Errorf("looking for %s: this node has no such GPU: %w", id, nvml.ErrNotFound)
 }
@@ -83,13 +83,22 @@ const patience = 5 * time.Second
 type visit struct {
 	gpu    nvml.GPU // ID and Index, and what read has read
 	device lib.Device
-	err    error // why it did not answer
+	err    error // why it did not answer; then of gpu only the Index is known
+}
+
+// reasons joins why GPUs did not answer.
+func reasons(passed []visit) error {
+	var all []error
+	for _, v := range passed {
+		all = append(all, v.err)
+	}
+	return errors.Join(all...)
 }
 
 // each opens each GPU, in the library's order, reads it (nil: not) and calls f, until
 // that returns false. A GPU that does not answer, or not in time, does not hide the
 // others: it is passed over, and passed says why. The error is of the session.
-func (d *Driver) each(read func(index int, id nvml.GPUID, device lib.Device) (nvml.GPU, error), f func(visit) bool) (passed []error, err error) {
+func (d *Driver) each(read func(index int, id nvml.GPUID, device lib.Device) (nvml.GPU, error), f func(visit) bool) (passed []visit, err error) {
 	count, ret := d.lib.DeviceGetCount()
 	if err := check(ret, "counting GPUs"); err != nil {
 		return nil, err
@@ -100,7 +109,7 @@ func (d *Driver) each(read func(index int, id nvml.GPUID, device lib.Device) (nv
 		case errors.Is(v.err, nvml.ErrUninitialized) || errors.Is(v.err, nvml.ErrDriverNotLoaded):
 			return passed, v.err
 		case v.err != nil:
-			passed = append(passed, v.err)
+			passed = append(passed, v)
 		case !f(v):
 			return passed, nil
 		}
@@ -111,7 +120,7 @@ func (d *Driver) each(read func(index int, id nvml.GPUID, device lib.Device) (nv
 // visit opens and reads one GPU. A GPU that has not answered for long is not asked
 // again before it does.
 func (d *Driver) visit(index int, read func(int, nvml.GPUID, lib.Device) (nvml.GPU, error)) visit {
-	late := visit{err: fmt.Errorf("GPU %d does not answer: %w", index, nvml.ErrTimeout)}
+	late := visit{gpu: nvml.GPU{Index: index}, err: fmt.Errorf("GPU %d does not answer: %w", index, nvml.ErrTimeout)}
 	d.mu.Lock()
 	before := d.late[index]
 	d.mu.Unlock()
@@ -119,7 +128,7 @@ func (d *Driver) visit(index int, read func(int, nvml.GPUID, lib.Device) (nvml.G
 		return late
 	}
 	if err := d.begin(); err != nil {
-		return visit{err: err}
+		return visit{gpu: nvml.GPU{Index: index}, err: err}
 	}
 	done := make(chan visit, 1)
 	go func() {

@@ -155,6 +155,7 @@ func (d *Driver) GPUs(skip func(nvml.GPUID, int) bool) ([]nvml.GPU, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing GPUs: %w", err)
 	}
+	passed = slices.DeleteFunc(passed, func(v visit) bool { return skip != nil && skip("", v.gpu.Index) })
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	answered := len(listed)
@@ -170,7 +171,7 @@ func (d *Driver) GPUs(skip func(nvml.GPUID, int) bool) ([]nvml.GPU, error) {
 		passed = nil // none is missing
 	}
 	gpus := slices.SortedFunc(maps.Values(listed), func(x, y nvml.GPU) int { return cmp.Compare(x.Index, y.Index) })
-	if err := errors.Join(passed...); err != nil {
+	if err := reasons(passed); err != nil {
 		return gpus, fmt.Errorf("listing GPUs: %w", err)
 	}
 	return gpus, nil

@@ -230,6 +230,19 @@ func TestOfASkippedGPUOnlyItsUUIDIsRead(t *testing.T) {
 	}
 }
 
+// Whoever leaves a GPU to somebody else by its index need not hear that it is silent.
+func TestASkippedGPUThatDoesNotAnswerIsNoError(t *testing.T) {
+	library := node(t, sim.GPUSpec{Board: "A30-24GB", MIG: true}, sim.GPUSpec{Board: "A30-24GB", MIG: true})
+	for _, call := range []string{"DeviceGetHandleByIndex", "GetUUID"} {
+		library.Fault(call, 1, lib.ERROR_GPU_IS_LOST)
+		gpus, err := open(t, library).GPUs(func(_ nvml.GPUID, index int) bool { return index == 0 })
+		must(t, err)
+		if len(gpus) != 1 || gpus[0].Index != 1 {
+			t.Errorf("%s: GPUs = %v; want the second only", call, gpus)
+		}
+	}
+}
+
 // A GPU that does not answer does not hide the others, is named, and stays listed
 // where it was seen before.
 func TestGPUThatDoesNotAnswerDoesNotHideTheOthers(t *testing.T) {
