@@ -89,4 +89,9 @@ func TestHAMiDefaults(t *testing.T) {
 		}
 	}
 	runs(t, hami("hami", "gpumem=3000"))
+	pod := example(t, "hami-pod.yaml")
+	pod.Spec.NodeSelector = map[string]string{v1.LabelHostname: "node1"}
+	if made := runs(t, pod); made.Spec.SchedulerName != v1alpha1.SchedulerName {
+		t.Errorf("the example's scheduler is %s", made.Spec.SchedulerName)
+	}
 }

@@ -1,0 +1,94 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestComponentsAreAccepted: each component alone over the base, all together, and the
+// kustomization of docs/migrate-from-hami.md are what a real API server takes.
+func TestComponentsAreAccepted(t *testing.T) {
+	prometheusKinds(t)
+	dirs, err := filepath.Glob("../../manifests/components/*")
+	if err != nil || len(dirs) == 0 {
+		t.Fatalf("no components: %v", err)
+	}
+	guide, err := os.ReadFile("../../docs/migrate-from-hami.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := regexp.MustCompile("(?s)```yaml\n(# kustomization.yaml of the cluster\n.*?)```").FindSubmatch(guide)
+	if block == nil {
+		t.Fatal("docs/migrate-from-hami.md has no kustomization")
+	}
+	cases := map[string]string{"the guide": string(block[1])}
+	var all []string
+	for _, d := range dirs {
+		name := "manifests/components/" + filepath.Base(d)
+		all = append(all, name)
+		cases[name] = "resources: [ manifests/base ]\ncomponents: [ " + name + " ]\n"
+	}
+	cases["all"] = "resources: [ manifests/base ]\ncomponents: [ " + strings.Join(all, ", ") + " ]\n"
+	repo, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range cases {
+		dir := t.TempDir()
+		up, err := filepath.Rel(dir, repo)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n" + strings.ReplaceAll(text, " manifests/", " "+up+"/manifests/")
+		if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := st.Cluster.Kubectl(t.Context(), "apply", "--dry-run=server", "-k", dir); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+}
+
+// prometheusKinds installs the Prometheus operator's kinds, without their schemas,
+// until the test ends.
+func prometheusKinds(t *testing.T) {
+	t.Helper()
+	var text strings.Builder
+	for _, kind := range []string{"ServiceMonitor", "PodMonitor", "PrometheusRule"} {
+		plural := strings.ToLower(kind) + "s"
+		fmt.Fprintf(&text, `---
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: %s.monitoring.coreos.com}
+spec:
+  group: monitoring.coreos.com
+  scope: Namespaced
+  names: {kind: %s, plural: %s}
+  versions:
+  - {name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}
+`, plural, kind, plural)
+	}
+	file := filepath.Join(t.TempDir(), "crds.yaml")
+	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := st.Cluster.Kubectl(t.Context(), "apply", "-f", file); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := st.Cluster.Kubectl(context.WithoutCancel(t.Context()), "delete", "-f", file); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := st.Cluster.Kubectl(t.Context(), "wait", "--for=condition=Established", "--timeout=60s", "-f", file); err != nil {
+		t.Fatal(err)
+	}
+}
