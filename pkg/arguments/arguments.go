@@ -102,30 +102,29 @@ const (
 // Decode reads the arguments, YAML or JSON, strictly and fills in the defaults. Text
 // that is empty is the defaults alone. The error names the field.
 func Decode(text []byte) (DynamicMIG, error) {
-	args := DynamicMIG{Oversize: OversizeAllow, MixLearning: Enabled, AllocationWrite: WriteAnnotation}
-	if len(text) == 0 {
-		return args, nil
-	}
-	text, err := yaml.YAMLToJSONStrict(text)
-	if err != nil {
-		return args, fmt.Errorf("decoding DynamicMIGArgs: %w", err)
-	}
-	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&args); err != nil {
-		return args, fmt.Errorf("decoding DynamicMIGArgs: %w", err)
+	var args DynamicMIG
+	if len(text) > 0 {
+		text, err := yaml.YAMLToJSONStrict(text)
+		if err != nil {
+			return args, fmt.Errorf("decoding DynamicMIGArgs: %w", err)
+		}
+		dec := json.NewDecoder(bytes.NewReader(text))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&args); err != nil {
+			return args, fmt.Errorf("decoding DynamicMIGArgs: %w", err)
+		}
 	}
 	args.Oversize = cmp.Or(args.Oversize, OversizeAllow)
-	if args.Oversize != OversizeAllow && args.Oversize != OversizeNever {
-		return args, fmt.Errorf("DynamicMIGArgs: oversize is %q; use %s or %s", args.Oversize, OversizeAllow, OversizeNever)
-	}
 	args.MixLearning = cmp.Or(args.MixLearning, Enabled)
 	args.AllocationWrite = cmp.Or(args.AllocationWrite, WriteAnnotation)
 	return args, args.check()
 }
 
-// check tells what is wrong with the arguments about placement.
+// check tells what is wrong with the arguments.
 func (a *DynamicMIG) check() error {
+	if a.Oversize != OversizeAllow && a.Oversize != OversizeNever {
+		return fmt.Errorf("DynamicMIGArgs: oversize is %q; use %s or %s", a.Oversize, OversizeAllow, OversizeNever)
+	}
 	if err := checkPolicy("nodeSchedulerPolicy", a.NodeSchedulerPolicy); err != nil {
 		return err
 	}

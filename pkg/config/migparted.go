@@ -9,6 +9,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -224,23 +225,25 @@ func (n *Node) UseMIGParted(m *MIGParted) error {
 	return d.err()
 }
 
-// Cut returns the settings for GPUs of a model on a node with this entry: the
-// layouts that mig-parted's configuration has for them go before all others. Where
-// it has several for one model, each GPU may have any of them, which is remarked.
+// Cut returns the settings for the GPUs of a model that a node with this entry has in
+// mode mig: the layouts that mig-parted's configuration has for them go before all
+// others. Where it has several for one model, each GPU may have any of them, which is
+// remarked; and where it has none for one of them, none is held to any.
 func (d *Device) Cut(e *NodeEntry, model string, gpus []GPUName) (*Device, []string) {
 	g := Geometries{Models: []string{model}}
 	free := false // some GPU may be cut in any way
+	var lines []string
 	for _, gpu := range gpus {
 		i := itemOf(e.Cuts, gpu)
 		switch {
-		case i == nil || !i.Enabled:
-		case len(i.Layout) == 0:
+		case i == nil || !i.Enabled || len(i.Layout) == 0:
 			free = true
 		case !slices.ContainsFunc(g.AllowedGeometries, func(l []GeometryEntry) bool { return slices.Equal(l, i.Layout) }):
 			g.AllowedGeometries = append(g.AllowedGeometries, i.Layout)
-			g.Where = fmt.Sprintf("mig-configs.%s (%s:%d)", e.MIGConfig, e.CutsFile, i.Line)
+			lines = append(lines, strconv.Itoa(i.Line))
 		}
 	}
+	g.Where = fmt.Sprintf("mig-configs.%s (%s:%s)", e.MIGConfig, e.CutsFile, strings.Join(lines, ","))
 	var remarks []string
 	switch n := len(g.AllowedGeometries); {
 	case n == 0:
@@ -248,7 +251,7 @@ func (d *Device) Cut(e *NodeEntry, model string, gpus []GPUName) (*Device, []str
 	case free:
 		return d, []string{fmt.Sprintf("%s has a layout for some GPUs of model %s and none for others, so none of them is held to it.", g.Where, model)}
 	case n > 1:
-		remarks = []string{fmt.Sprintf("mig-configs.%s (%s) has %d layouts for GPUs of model %s; each of them may have any one of these.", e.MIGConfig, e.CutsFile, n, model)}
+		remarks = []string{fmt.Sprintf("%s has %d layouts for GPUs of model %s; each of them may have any one of these.", g.Where, n, model)}
 	}
 	out := *d
 	out.KnownMigGeometries = append([]Geometries{g}, d.KnownMigGeometries...)
@@ -256,9 +259,9 @@ func (d *Device) Cut(e *NodeEntry, model string, gpus []GPUName) (*Device, []str
 }
 
 // EncodeMIGParted writes what a node's GPUs are cut into as a configuration of
-// mig-parted with this name: `nvidia-mig-parted assert` agrees with it, and `apply`
-// of it changes nothing. Every instance counts, whoever made it. GPUs that the agent
-// leaves alone are left out, so that mig-parted leaves them alone, too.
+// mig-parted with this name: what `nvidia-mig-parted assert` is meant to agree with,
+// which was not tried with that program. Every instance counts, whoever made it. GPUs
+// that the agent leaves alone are left out, so that mig-parted leaves them alone, too.
 func EncodeMIGParted(name string, status *v1alpha1.GPUNodeStatus) ([]byte, error) {
 	type item struct {
 		Devices []int32          `yaml:"devices,flow"`

@@ -73,7 +73,9 @@ func TestMIGPartedSaysModesAndLayouts(t *testing.T) {
 			"hami-core mig", "Templates: 2x1g.5gb(4864)+1x2g.10gb(9984)+1x3g.20gb(20096)", nil},
 		{"by index", `"migconfig": "by-index"`, []string{a100PCI, a100PCI, a100PCI, a100PCI, a100PCI}, a100,
 			"hami-core hami-core mig mig -", "Templates: 7x1g.5gb(4864), 2x3g.20gb(20096)", []string{
-				"mig-configs.by-index (mig.yaml) has 2 layouts for GPUs of model NVIDIA A100-SXM4-40GB; each of them may have any one of these."}},
+				"mig-configs.by-index (mig.yaml:39,43) has 2 layouts for GPUs of model NVIDIA A100-SXM4-40GB; each of them may have any one of these."}},
+		{"a GPU of the mode that no item cuts frees all", `"migconfig": "by-index", "operatingmode": "mig"`, []string{a100PCI, a100PCI, a100PCI, a100PCI, a100PCI}, a100,
+			"hami-core hami-core mig mig mig", "Hardware", []string{"mig-configs.by-index (mig.yaml:39,43) has a layout for some GPUs"}},
 		{"the last item about a GPU wins", `"migconfig": "all-but-one"`, []string{a100PCI, a100PCI}, a100,
 			"mig hami-core", "Templates: 1x7g.40gb(40320)", nil},
 		{"gpus and filterdevices go before", `"migconfig": "all-1g.5gb", "gpus": [{"index": 1, "operatingmode": "hami-core"}], "filterdevices": {"index": [0]}`,

@@ -88,7 +88,6 @@ func TestMixAsConfigured(t *testing.T) {
 	}
 }
 
-// TestTooManyKindsAreNotRemembered bounds memory.
 // TestWhatIfReckonsWithTheConfiguredMix: a fleet without a scheduler's ledger has the
 // prices that the scheduler begins with.
 func TestWhatIfReckonsWithTheConfiguredMix(t *testing.T) {
@@ -110,6 +109,7 @@ func TestWhatIfReckonsWithTheConfiguredMix(t *testing.T) {
 	}
 }
 
+// TestTooManyKindsAreNotRemembered bounds memory.
 func TestTooManyKindsAreNotRemembered(t *testing.T) {
 	m := NewMix(nil)
 	for i := range 2 * maxExpected {

@@ -90,17 +90,16 @@ func NewFleet(nodes []*v1alpha1.GPUNode, pods []*v1.Pod, opts Options) (f *Fleet
 	if len(opts.Expected) > 0 { // else all profiles are alike, as without prices
 		p.price()
 	}
-	return p.Fleet(pods), problems
+	return p.fleet(pods), problems
 }
 
-// Fleet is the cluster as this scheduler sees it: its ledger counts too, and what
-// it avoids.
-func (p *Pool) Fleet(pods []*v1.Pod) *Fleet {
-	f := &Fleet{opts: p.opts, pool: p, uid: map[types.UID]*Tenant{}}
+// fleet is the pool's nodes with the pods that are bound or nominated to them.
+func (p *Pool) fleet(pods []*v1.Pod) *Fleet {
+	f := &Fleet{opts: p.options(), pool: p, uid: map[types.UID]*Tenant{}}
 	bound, nominated := map[string][]*v1.Pod{}, map[string][]*v1.Pod{}
 	for _, pod := range pods {
 		switch {
-		case !p.opts.Wants(pod) || pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed:
+		case !p.Wants(pod) || pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed:
 		case pod.Spec.NodeName != "":
 			bound[pod.Spec.NodeName] = append(bound[pod.Spec.NodeName], pod)
 		case pod.Status.NominatedNodeName != "":

@@ -30,8 +30,12 @@ func TestSchedulerFollowsDeviceConfig(t *testing.T) {
 		}
 		awaitMetric(t, "dynamig_device_config_stale "+stale)
 	}
-	t.Cleanup(func() { write(string(good), "0") })
-	write("nvidia: {defaultMemory: 4Gi}\n", "1")
+	const mistake = "nvidia: {defaultMemory: 4Gi}\n"
+	t.Cleanup(func() {
+		write(mistake, "1") // so that the 0 is of what comes next
+		write(string(good), "0")
+	})
+	write(mistake, "1")
 	runs(t, newPod("before", "gpu=1 gpumem=4000"))
 	write("nvidia: {defaultMemory: 4000}\n", "0")
 	pod := runs(t, newPod("after", "gpu=1"))

@@ -37,13 +37,16 @@ type deviceConfig struct {
 
 	mu       sync.Mutex // guards what follows
 	defaults v1alpha1.RequestDefaults
-	trouble  error // why the newest file is not in force; nil when it is
+	trouble  error // why the newest file is not in force, or may not be; nil when it is
 }
 
 // run follows the file until ctx ends.
 func (d *deviceConfig) run(ctx context.Context, follow func(context.Context, []string, func()) error) {
 	if err := follow(ctx, []string{d.file}, d.reload); err != nil {
 		d.logger.Error(err, "The device configuration is not followed: a change takes a restart", "file", d.file)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.trouble = fmt.Errorf("deviceConfig: %s is not followed, a change of it takes a restart: %w", d.file, err)
 	}
 }
 
@@ -66,9 +69,11 @@ func (d *deviceConfig) reload() {
 	case err != nil && (before == nil || before.Error() != err.Error()):
 		d.logger.Error(err, "The last good device configuration stays in force", "file", d.file)
 		d.tell(err.Error())
-	case news:
+	case err == nil && (news || before != nil):
 		d.logger.Info("Device configuration is in force", "file", d.file, "defaults", defaults)
-		d.apply(defaults)
+		if news {
+			d.apply(defaults)
+		}
 	}
 }
 
