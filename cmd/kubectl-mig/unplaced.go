@@ -1,0 +1,80 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+)
+
+// asksNothing is the problem of a workload that needs no GPU.
+const asksNothing = "it asks for no GPU"
+
+// problem is why dynamig would not place a workload whatever the GPUs hold; empty
+// where it would try.
+func (v *survey) problem(w *workload) string {
+	foreign := v.foreignResource(w.pod)
+	name := w.pod.Spec.SchedulerName
+	switch {
+	case foreign != "":
+		return fmt.Sprintf("it asks for %s, which no node offers; dynamig's resources are %s and those beside it, and the annotation %s names a profile",
+			foreign, v.opts.Resources().Count, v1alpha1.AnnotationProfile)
+	case !v.opts.Wants(w.pod):
+		return asksNothing
+	case w.Kind == "DaemonSet":
+		return "a DaemonSet puts one pod on each node whatever is free there; try its pod, as kind: Pod with --replicas"
+	case name == v1alpha1.SchedulerName:
+		return ""
+	case (name == "" || name == v1.DefaultSchedulerName) && v.admits:
+		return "" // admission puts our name there
+	case name == "":
+		return "spec.schedulerName is missing, and dynamig places no pod without it; set " + v1alpha1.SchedulerName
+	}
+	return fmt.Sprintf("spec.schedulerName is %s, which is not dynamig's; set %s", name, v1alpha1.SchedulerName)
+}
+
+// foreignResource is a resource in the domain of ours that is none of ours and that no
+// node offers; empty where there is none or Nodes may not be read.
+func (v *survey) foreignResource(pod *v1.Pod) v1.ResourceName {
+	ours := v.opts.Resources()
+	domain, _, _ := strings.Cut(string(v1alpha1.ResourceGPU), "/")
+	for _, name := range slices.Sorted(maps.Keys(requestsOf(pod))) {
+		if !strings.HasPrefix(string(name), domain+"/") || name == ours.Count || slices.Contains(ours.RequestOnly(), name) || v.nodes == nil {
+			continue
+		}
+		offered := false
+		for _, n := range v.nodes {
+			_, has := n.Status.Allocatable[name]
+			offered = offered || has
+		}
+		if !offered {
+			return name
+		}
+	}
+	return ""
+}
+
+// admissionPolicy is that of manifests/components/hami-defaults, which names our
+// scheduler in GPU pods that name none.
+const admissionPolicy = "dynamig-hami-defaults"
+
+// readAdmission learns whether that policy is there. Who may not know is told by the
+// answer that the name is missing.
+func (v *survey) readAdmission(ctx context.Context, a *access) error {
+	_, err := a.kube.AdmissionregistrationV1().MutatingAdmissionPolicyBindings().Get(ctx, admissionPolicy, metav1.GetOptions{})
+	v.admits = err == nil
+	if apierrors.IsForbidden(err) || apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}

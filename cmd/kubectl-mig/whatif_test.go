@@ -1,0 +1,114 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+// whatIfOf answers for a manifest.
+func whatIfOf(t *testing.T, kubeconfig, manifest string, flags ...string) ran {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "w.yaml")
+	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return runOn(t, plainLook, append([]string{"what-if", "-f", file, "--kubeconfig=" + kubeconfig}, flags...)...)
+}
+
+// TestWhatDynamigWouldNotPlace waits, whatever the GPUs hold.
+func TestWhatDynamigWouldNotPlace(t *testing.T) {
+	const one = "nvidia.com/gpu: 1, nvidia.com/gpumem: 4000"
+	manifest := func(kind, meta, scheduler, limits string) string {
+		pod := "{" + scheduler + "containers: [{name: c, resources: {limits: {" + limits + "}}}]}"
+		if kind != "Pod" {
+			pod = "{template: {spec: " + pod + "}}"
+		}
+		return "{apiVersion: v1, kind: " + kind + ", metadata: {" + meta + "}, spec: " + pod + "}\n"
+	}
+	const ours = "schedulerName: dynamig-scheduler, "
+	for _, tc := range []struct {
+		name, manifest string
+		admits         bool
+		code           int
+		says           string
+	}{
+		{"ours", manifest("Pod", "generateName: x-", ours, one), false, exitFine, "Pod x-  1 replica, each asks for 4000 MiB"},
+		{"no scheduler", manifest("Pod", "name: x", "", one), false, exitWaiting, "spec.schedulerName is missing, and dynamig places no pod without it; set dynamig-scheduler"},
+		{"no scheduler, which admission sets", manifest("Pod", "name: x", "", one), true, exitFine, "it would run"},
+		{"another scheduler", manifest("Deployment", "name: x", "schedulerName: volcano, ", one), true, exitWaiting, "spec.schedulerName is volcano, which is not dynamig's; set dynamig-scheduler"},
+		{"a resource of NVIDIA's own plugin", manifest("Pod", "name: x", ours, "nvidia.com/mig-1g.5gb: 1"), false, exitWaiting, "it asks for nvidia.com/mig-1g.5gb, which no node offers"},
+		{"beside ours", manifest("Pod", "name: x", ours, one+", nvidia.com/gpumemory: 4000"), false, exitWaiting, "it asks for nvidia.com/gpumemory, which no node offers"},
+		{"a resource that no node has", manifest("Pod", "name: x", ours, one+", example.com/nic: 1"), false, exitWaiting, "offers no example.com/nic"},
+		{"a mode that is none", manifest("Pod", "name: x, annotations: {nvidia.com/vgpu-mode: migx}", ours, one), false, exitFine, `note: annotation nvidia.com/vgpu-mode is "migx", and "migx" is no mode`},
+		{"a DaemonSet", manifest("DaemonSet", "name: x", ours, one), false, exitWaiting, "a DaemonSet puts one pod on each node"},
+		{"a kind of which nothing is known", manifest("Pod", "name: a", ours, one) + "---\n" + strings.Replace(manifest("RayCluster", "name: x", ours, one), "template", "head", 1), false, exitFine,
+			"note: RayCluster x: where the pods of this kind are is not known"},
+		{"several documents", "---\n" + manifest("Pod", "name: a", ours, one) + "---\n{apiVersion: v1, kind: ConfigMap, metadata: {name: c}}\n---\n" + manifest("Job", "name: b", ours, one), false, exitFine, "Job b  1 replica,"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			api, kubeconfig := serve(t, "cluster.yaml")
+			if tc.admits {
+				api.objects = append(api.objects, &unstructured.Unstructured{Object: map[string]any{
+					"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingAdmissionPolicyBinding", "metadata": map[string]any{"name": admissionPolicy},
+				}})
+			}
+			if got := whatIfOf(t, kubeconfig, tc.manifest); got.code != tc.code || !strings.Contains(got.out+got.err, tc.says) {
+				t.Errorf("what-if = %d, want %d and %q:\n%s%s", got.code, tc.code, tc.says, got.out, got.err)
+			}
+		})
+	}
+}
+
+// TestAnotherModeComesBeforeMoreGPUs: the node that shares its GPU has room.
+func TestAnotherModeComesBeforeMoreGPUs(t *testing.T) {
+	_, kubeconfig := serve(t, "shares.yaml")
+	const pod = "{apiVersion: v1, kind: Pod, metadata: {name: x, annotations: {nvidia.com/vgpu-mode: mig}}, " +
+		"spec: {schedulerName: dynamig-scheduler, containers: [{name: c, resources: {limits: {nvidia.com/gpu: 1, nvidia.com/gpumem: 20000}}}]}}"
+	const mode = "or with both modes in it, node2 has room for it now: share of 20000 MiB on GPU 0"
+	got := whatIfOf(t, kubeconfig, pod)
+	if at := strings.Index(got.out, mode); at < 0 || at > strings.Index(got.out, "1 more A100-SXM4-40GB would be enough") {
+		t.Errorf("what-if = %d, want %q before more GPUs:\n%s%s", got.code, mode, got.out, got.err)
+	}
+}
+
+// TestIdleInstancesThatMakeRoom are not counted among those that stay: the whole GPU
+// takes the place of one.
+func TestIdleInstancesThatMakeRoom(t *testing.T) {
+	api, kubeconfig := serve(t, "cluster.yaml")
+	api.remove("Pod", "small-2")
+	const pod = "{apiVersion: v1, kind: Pod, metadata: {name: x, annotations: {nvidia.com/use-gpuuuid: GPU-30f90f49-43ab-0a78-bf5c-93ed41ef2da2}}, " +
+		"spec: {schedulerName: dynamig-scheduler, containers: [{name: c, resources: {limits: {nvidia.com/gpu: 1}}}]}}"
+	if got := whatIfOf(t, kubeconfig, pod); !strings.Contains(got.out, "4 used, 0 idle") {
+		t.Errorf("what-if = %d, want no idle instance left on node1:\n%s%s", got.code, got.out, got.err)
+	}
+}
+
+// TestWorkloadsOfAllKinds: where the template is, and how many run at once.
+func TestWorkloadsOfAllKinds(t *testing.T) {
+	const template = `{spec: {schedulerName: dynamig-scheduler, containers: [{name: c, resources: {limits: {nvidia.com/gpu: 1, nvidia.com/gpumem: 4000}}}]}}`
+	for _, tc := range []struct {
+		name, text, want string
+	}{
+		{"StatefulSet", "{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: x}, spec: {replicas: 3, template: " + template + "}}", "StatefulSet x  3 replicas"},
+		{"Deployment without replicas", "{apiVersion: apps/v1, kind: Deployment, metadata: {name: x}, spec: {template: " + template + "}}", "Deployment x  1 replica,"},
+		{"Job", "{apiVersion: batch/v1, kind: Job, metadata: {generateName: x-}, spec: {parallelism: 4, completions: 2, template: " + template + "}}", "Job x-  2 replicas"},
+		{"CronJob", "{apiVersion: batch/v1, kind: CronJob, metadata: {name: x}, spec: {jobTemplate: {spec: {parallelism: 2, template: " + template + "}}}}", "CronJob x  2 replicas"},
+		{"PodTemplate", "{apiVersion: v1, kind: PodTemplate, metadata: {name: x}, template: " + template + "}", "PodTemplate x  1 replica,"},
+		{"List", "{apiVersion: v1, kind: List, items: [{apiVersion: apps/v1, kind: ReplicaSet, metadata: {name: x}, spec: {replicas: 2, template: " + template + "}}]}", "ReplicaSet x  2 replicas"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, kubeconfig := serve(t, "cluster.yaml")
+			got := whatIfOf(t, kubeconfig, tc.text)
+			if got.code != exitFine || !strings.Contains(got.out, tc.want) {
+				t.Errorf("what-if = %d, want %q:\n%s%s", got.code, tc.want, got.err, got.out)
+			}
+		})
+	}
+}
