@@ -157,7 +157,7 @@ var poolFamilies = []family{
 		},
 	}, {
 		name: "dynamig_device_config_stale", unit: "0 or 1", group: GroupPool,
-		help:   "1 while the newest device configuration of this scheduler is not in force: it has a mistake, or renames resources, which takes a restart. The log and an event of the scheduler's pod say which.",
+		help:   "1 while the newest device configuration of this scheduler is not in force (it has a mistake, or renames resources, which takes a restart) or the file cannot be followed. The log and an event of the scheduler's pod say which.",
 		source: "the file that DynamicMIGArgs.deviceConfig names",
 		each: func(s *scrape, emit func(float64, ...string)) {
 			stale := 0.0
