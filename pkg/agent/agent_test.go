@@ -425,6 +425,40 @@ func TestChangedAnnotationIsIgnoredAndToldOnce(t *testing.T) {
 	})
 }
 
+// With another name for the resource that counts devices, pods ask by that name and are
+// told of that name; pods that ask by HAMi's are not ours.
+func TestRenamedResource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1)
+		b.resource = "example.com/vgpu"
+		b.start()
+		defer b.stop()
+		asks := func(n string) func(*v1.Pod) {
+			return func(p *v1.Pod) {
+				p.Spec.Containers[0].Resources.Limits = v1.ResourceList{"example.com/vgpu": resource.MustParse(n)}
+			}
+		}
+		b.bind(pod{name: "a", devices: b.on(0, "1g.5gb@0"), mutate: asks("1")})
+		if _, err := b.prepare("a"); err != nil {
+			t.Error(err)
+		}
+		b.bind(pod{name: "b", mutate: asks("1")})
+		b.bind(pod{name: "c", devices: b.on(0, "1g.5gb@1"), mutate: asks("2")})
+		b.bind(pod{name: "d", devices: b.on(0, "1g.5gb@2")})
+		for name, want := range map[string]string{
+			"b": "pod default/b asks for example.com/vgpu but was bound without the annotation",
+			"c": "has 1 devices, the pod's container asks for 2 example.com/vgpu",
+			"d": "has not been seen in the API server yet",
+		} {
+			if _, err := b.prepare(name); err == nil {
+				t.Errorf("pod %s was prepared", name)
+			} else {
+				b.expectText("error", err.Error(), want)
+			}
+		}
+	})
+}
+
 func TestPodsThatTheSchedulerDidNotPlaceAreToldWhatToDo(t *testing.T) {
 	cases := []struct {
 		name string

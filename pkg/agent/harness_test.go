@@ -93,7 +93,8 @@ type bench struct {
 
 	kubeletPods func(context.Context) ([]*v1.Pod, error) // what kubelet knows; nil = it does not tell
 
-	migParted string // mig-parted's file; empty = none
+	migParted string          // mig-parted's file; empty = none
+	resource  v1.ResourceName // that counts devices; empty = HAMi's
 
 	agent  *Agent
 	reload func() // the configuration files have changed
@@ -156,7 +157,7 @@ func (b *bench) start() {
 	power := b.power
 	a, err := New(Config{
 		Node: nodeName, StateDir: filepath.Join(b.dir, "state"),
-		DeviceConfig: filepath.Join(b.dir, "device-config.yaml"), NodeConfig: filepath.Join(b.dir, "config.json"), MIGPartedConfig: b.migParted,
+		DeviceConfig: filepath.Join(b.dir, "device-config.yaml"), NodeConfig: filepath.Join(b.dir, "config.json"), MIGPartedConfig: b.migParted, Resource: b.resource,
 		Open: func() (nvml.Driver, error) {
 			d, err := openDriver(b.root)
 			if err != nil {

@@ -279,7 +279,7 @@ func (s *owners) decide(o *owner, text string) {
 	o.unplaced = ""
 	a, err := v1alpha1.DecodeAllocation(text)
 	if err == nil {
-		err = a.Owns(o.pod, s.node)
+		err = a.OwnsCounted(o.pod, s.node, s.resource)
 	}
 	if err != nil {
 		s.refuse(o, fmt.Sprintf("%v; delete the pod to have it placed anew", err))

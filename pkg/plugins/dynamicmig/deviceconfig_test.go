@@ -149,8 +149,7 @@ func writeFile(t *testing.T, file, text string) {
 	}
 }
 
-// A GPUNode's size does not depend on names; a Fit of a process without DynamicMIG
-// goes by HAMi's.
+// A Fit of a process without DynamicMIG goes by HAMi's names.
 func TestFitAloneGoesByHAMisNames(t *testing.T) {
 	if got := new(Factory).resources(); got != v1alpha1.DefaultResources() {
 		t.Errorf("names are %v", got)

@@ -112,8 +112,7 @@ const slotsKey fwk.StateKey = FitName
 // Clone returns the slots: they never change.
 func (s slots) Clone() fwk.StateData { return s }
 
-// PreFilter is upstream's for the pod without ignored resources and slots. What
-// upstream's Filter compares it leaves behind here.
+// PreFilter is upstream's for the pod without ignored resources and slots.
 func (f *Fit) PreFilter(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
 	names := f.names()
 	if !(pool.Options{Names: names}).Wants(pod) {
