@@ -50,6 +50,7 @@ func TestOutages(t *testing.T) {
 		says   string
 	}{
 		{"a scheduler that died", stale, "status", silent + "it renewed its lease for the last time "},
+		{"beside a table", stale, "status -o table", "note: " + silent},
 		{"in JSON too", stale, "status -o json", `"silence": "` + silent},
 		{"to a pod that waits", stale, "explain pod wants-5g", silent + "it renewed its lease"},
 		{"to what would run", stale, "what-if -f testdata/small.yaml", silent},

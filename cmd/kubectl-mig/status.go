@@ -158,6 +158,7 @@ func (v *survey) showStatus(s *screen, o statusOptions, selector labels.Selector
 	case "json", "yaml":
 		return s.encode(o.output, st)
 	case "table", "wide":
+		s.noteIf(st.Silence)
 		return s.printTable(st.table(o.output == "wide"), o.output == "wide")
 	default:
 		return s.print(st.maps(s)...)

@@ -35,7 +35,7 @@ func (v *survey) problem(w *workload) string {
 		return "a DaemonSet puts one pod on each node whatever is free there; try its pod, as kind: Pod with --replicas"
 	case name == v1alpha1.SchedulerName:
 		return ""
-	case (name == "" || name == v1.DefaultSchedulerName) && v.admits:
+	case (name == "" || name == v1.DefaultSchedulerName) && v.admits && w.pod.Labels[admissionLabel] != "ignore":
 		return "" // admission puts our name there
 	case name == "":
 		return "spec.schedulerName is missing, and dynamig places no pod without it; set " + v1alpha1.SchedulerName
@@ -67,6 +67,9 @@ func (v *survey) foreignResource(pod *v1.Pod) v1.ResourceName {
 // admissionPolicy is that of manifests/components/hami-defaults, which names our
 // scheduler in GPU pods that name none.
 const admissionPolicy = "dynamig-hami-defaults"
+
+// admissionLabel with the value ignore keeps the policy off a pod.
+const admissionLabel = "hami.io/webhook"
 
 // readAdmission learns whether that policy is there. Who may not know is told by the
 // answer that the name is missing.

@@ -42,6 +42,7 @@ func TestWhatDynamigWouldNotPlace(t *testing.T) {
 		{"ours", manifest("Pod", "generateName: x-", ours, one), false, exitFine, "Pod x-  1 replica, each asks for 4000 MiB"},
 		{"no scheduler", manifest("Pod", "name: x", "", one), false, exitWaiting, "spec.schedulerName is missing, and dynamig places no pod without it; set dynamig-scheduler"},
 		{"no scheduler, which admission sets", manifest("Pod", "name: x", "", one), true, exitFine, "it would run"},
+		{"which a label keeps away", manifest("Pod", "name: x, labels: {hami.io/webhook: ignore}", "", one), true, exitWaiting, "spec.schedulerName is missing"},
 		{"another scheduler", manifest("Deployment", "name: x", "schedulerName: volcano, ", one), true, exitWaiting, "spec.schedulerName is volcano, which is not dynamig's; set dynamig-scheduler"},
 		{"a resource of NVIDIA's own plugin", manifest("Pod", "name: x", ours, "nvidia.com/mig-1g.5gb: 1"), false, exitWaiting, "it asks for nvidia.com/mig-1g.5gb, which no node offers"},
 		{"beside ours", manifest("Pod", "name: x", ours, one+", nvidia.com/gpumemory: 4000"), false, exitWaiting, "it asks for nvidia.com/gpumemory, which no node offers"},
