@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -128,4 +129,39 @@ func TestKubectlMIGTellsTheTruth(t *testing.T) {
 	if _, notes, code := kubectlMIG(t, nobody, "", "status"); code != 1 || !strings.Contains(notes, "ClusterRole dynamig-viewer") {
 		t.Errorf("status without rights = %d: %s", code, notes)
 	}
+}
+
+// TestKubectlMIGTellsOfADeadAgent: kubelet drops the slots when the agent's connection
+// ends; status and explain say which agent to start, and once it runs, the pod does.
+func TestKubectlMIGTellsOfADeadAgent(t *testing.T) {
+	n, admin := node(t, "node1"), st.Cluster.AdminKubeconfig()
+	if err := n.Agent().Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	started := false
+	defer func() {
+		if !started {
+			if err := n.StartAgent(context.WithoutCancel(t.Context())); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	if err := stack.Until(t.Context(), "status to miss the agent", func() (bool, error) {
+		out, _, _ := kubectlMIG(t, admin, "", "status", "node1", "-o", "table")
+		return strings.Contains(out, " NoAgent "), fmt.Errorf("status is:\n%s", out)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	waiting := create(t, newPod("agentless", "gpu=1 gpumem=4000"))
+	unscheduled(t, waiting.Name)
+	out, _, code := kubectlMIG(t, admin, "", "explain", "pod", waiting.Name, "-o", "json")
+	var story struct{ StartAgent pool.Trial }
+	if err := json.Unmarshal([]byte(out), &story); err != nil || code != 3 || story.StartAgent.Node != "node1" {
+		t.Errorf("explain = %d, %v, want node1's agent to be started:\n%s", code, err, out)
+	}
+	if err := n.StartAgent(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	started = true
+	agree(t, waitPod(t, waiting.Name, stack.Running))
 }

@@ -184,6 +184,9 @@ func TestPodOfAnotherScheduler(t *testing.T) {
 	if got.Status.ContainerStatuses[0].State.Running != nil {
 		t.Error("the pod runs")
 	}
+	if out, _, _ := kubectlMIG(t, st.Cluster.AdminKubeconfig(), "", "status", "-o", "json"); !strings.Contains(out, "it was bound to node1 without an allocation") {
+		t.Errorf("kubectl mig status does not tell of the pod:\n%s", out)
+	}
 	runs(t, newPod("ours", "gpu=1 gpumem=4000"))
 }
 
