@@ -11,6 +11,12 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/test/stack"
 )
 
 // TestComponentsAreAccepted: each component alone over the base, all together, and the
@@ -90,5 +96,60 @@ spec:
 	})
 	if _, err := st.Cluster.Kubectl(t.Context(), "wait", "--for=condition=Established", "--timeout=60s", "-f", file); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestAllocationAnnotationComponent: with allocationWrite: Annotation the scheduler
+// needs the component's right, and with it pods run.
+func TestAllocationAnnotationComponent(t *testing.T) {
+	ctx := t.Context()
+	restart := func(ctx context.Context, old, text string) error {
+		d, err := st.Kube.AppsV1().Deployments(stack.Namespace).Get(ctx, "dynamig-scheduler", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		maps := st.Kube.CoreV1().ConfigMaps(stack.Namespace)
+		m, err := maps.Get(ctx, d.Spec.Template.Spec.Volumes[0].Projected.Sources[0].ConfigMap.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		changed := strings.Replace(m.Data["config.yaml"], old, text, 1)
+		if changed == m.Data["config.yaml"] {
+			return fmt.Errorf("the configuration has no %q", old)
+		}
+		m.Data["config.yaml"] = changed
+		if _, err := maps.Update(ctx, m, metav1.UpdateOptions{}); err != nil {
+			return err
+		}
+		if err := st.Cluster.Process("scheduler").Stop(ctx); err != nil {
+			return err
+		}
+		return st.StartScheduler(ctx)
+	}
+	const binding, annotation = "\n      allocationWrite: Binding", "\n      allocationWrite: Annotation"
+	if err := restart(ctx, binding, annotation); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := restart(context.WithoutCancel(ctx), annotation, binding); err != nil {
+			t.Error(err)
+		}
+	})
+	pod := create(t, newPod("patched", "gpu=1 gpumem=4000"))
+	waitPod(t, pod.Name, func(p *v1.Pod) bool { return strings.Contains(reason(p), "cannot patch resource") })
+	const dir = "../../manifests/components/allocation-annotation/"
+	files := []string{"-f", dir + "clusterrole.yaml", "-f", dir + "clusterrolebinding.yaml"}
+	if _, err := st.Cluster.Kubectl(ctx, append([]string{"apply"}, files...)...); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := st.Cluster.Kubectl(context.WithoutCancel(ctx), append([]string{"delete"}, files...)...); err != nil {
+			t.Error(err)
+		}
+	})
+	done := waitPod(t, pod.Name, stack.Running)
+	agree(t, done)
+	if _, ok := done.Annotations[v1alpha1.AnnotationAllocation]; !ok {
+		t.Error("the pod has no allocation")
 	}
 }
