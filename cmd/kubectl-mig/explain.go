@@ -81,6 +81,7 @@ type story struct {
 	Advice    *pool.Advice `json:"advice,omitempty"`
 	Agentless []string     `json:"agentless,omitempty"`  // nodes with GPUs that no pod gets for want of an agent
 	Start     *pool.Trial  `json:"startAgent,omitempty"` // where it would fit, if only the node's agent ran
+	Remedies  []string     `json:"remedies,omitempty"`   // where no GPU would help
 	Agent     *agentWord   `json:"agent,omitempty"`
 	Steps     []step       `json:"steps,omitempty"`
 	pod       *v1.Pod
@@ -113,7 +114,7 @@ func explain(ctx context.Context, s *screen, a *access, o explainOptions) error 
 	if err != nil {
 		return err
 	}
-	if !survey.opts.Wants(pod) {
+	if !survey.opts.Wants(pod) && (survey.mistake(pod) == "" || pod.Spec.NodeName != "") {
 		return fmt.Errorf("pod %s/%s asks for no GPU; a container does with the limit %s: 1", namespace, o.pod, survey.opts.Resources().Count)
 	}
 	events, note, err := eventsOf(ctx, a.kube, namespace, v1.ObjectReference{Kind: "Pod", Name: pod.Name, UID: pod.UID})
@@ -199,6 +200,11 @@ func (v *survey) agentOn(pod *v1.Pod) *agentWord {
 // explainWaiting says why a pod without a node waits.
 func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 	st.State = stateWaiting
+	if st.Problem = v.mistake(st.pod); st.Problem != "" {
+		st.State = stateWrong
+		st.Sentence = st.sentence()
+		return nil
+	}
 	advice, err := fleet.Advise(st.pod, v.gate)
 	var wrong *pool.InvalidError
 	switch {
@@ -216,6 +222,7 @@ func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 	st.Advice = advice
 	if advice != nil && advice.Fits == nil {
 		st.Start, st.Agentless = v.startAgent(fleet, st.pod), v.agentlessNodes()
+		st.Remedies = v.remedies(st.pod, advice.Reasons)
 	}
 	st.Sentence = st.sentence()
 	return nil
@@ -260,6 +267,9 @@ func (st *story) sentence() string {
 		return fmt.Sprintf("waits for the scheduler %s, which is not dynamig's. It asks for %s.", st.pod.Spec.SchedulerName, request)
 	case st.Advice.Fits != nil:
 		return fmt.Sprintf("waits, and would fit now. It asks for %s.", request)
+	}
+	if barred(st.Advice.Reasons) && len(st.Agentless) == 0 {
+		return fmt.Sprintf("waits, and not for room on a GPU: no node with GPUs takes it. It asks for %s.", request)
 	}
 	return fmt.Sprintf("waits for room. It asks for %s.", request)
 }

@@ -230,6 +230,9 @@ func (st *story) drawHelp(s *screen, opts *pool.Options) []line {
 	case n > 0:
 		out = append(out, s.wrap("  • ", plain, "Starting the agent, dynamig-nodeagent, on %s: no pod gets GPUs there now. This one has no room there yet.", named(st.Agentless))...)
 	}
+	for _, r := range st.Remedies {
+		out = append(out, s.wrap("  • ", plain, "%s.", r)...)
+	}
 	if a.End != nil {
 		out = append(out, s.wrap("  • ", plain, "%s", describeEnding(a.End))...)
 	}

@@ -225,6 +225,18 @@ func (f *fakeAPI) awaitWatches(t *testing.T, n int) {
 	}
 }
 
+// add puts one more object there, before anybody watches.
+func (f *fakeAPI) add(t *testing.T, text string) {
+	t.Helper()
+	o := &unstructured.Unstructured{}
+	if err := yaml.Unmarshal([]byte(text), &o.Object); err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.objects = append(f.objects, o)
+}
+
 // remove deletes an object and tells the watches.
 func (f *fakeAPI) remove(kind, name string) {
 	f.mu.Lock()

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/labels"
 	podresource "k8s.io/component-helpers/resource"
 	"k8s.io/component-helpers/scheduling/corev1"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
@@ -18,35 +20,84 @@ import (
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
-// gate says why a pod may not go to a node whatever its GPUs hold: what
-// kube-scheduler's own plugins look at first, as far as Nodes and pods tell it.
-// Affinity between pods, volumes and topology spread are not looked at.
+// bar is what keeps a pod off a node whatever its GPUs hold.
+type bar struct {
+	text   string // the node is the subject
+	remedy string // a sentence's beginning; empty where GPUs or an agent are the remedy
+
+	counted bool // kubelet's count of devices alone bars it
+}
+
+// gate says what bars a pod from a node.
 func (s *survey) gate(pod *v1.Pod) pool.Barred {
 	if s.nodes == nil {
 		return nil
 	}
+	bars := s.bars(pod)
+	return func(name string, more int) (string, bool) {
+		b := bars(name, more)
+		return b.text, b.counted
+	}
+}
+
+// remedies are what would open nodes to a pod that none with GPUs takes, whatever they
+// hold. None where the GPUs of one are what it waits for.
+func (s *survey) remedies(pod *v1.Pod, reasons []pool.Reason) (out []string) {
+	if !barred(reasons) {
+		return nil
+	}
+	bars := s.bars(pod)
+	for _, r := range reasons {
+		for _, node := range r.Nodes {
+			if t := bars(node, 0).remedy; t != "" && !slices.Contains(out, t) {
+				out = append(out, t)
+			}
+		}
+	}
+	return out
+}
+
+// barred reports whether no node takes a pod, whatever its GPUs hold.
+func barred(reasons []pool.Reason) bool {
+	return len(reasons) > 0 && !slices.ContainsFunc(reasons, func(r pool.Reason) bool { return !r.Barred })
+}
+
+// bars says what keeps a pod off nodes: what kube-scheduler's own plugins look at
+// first, as far as Nodes and pods tell it. Affinity between pods, volumes and topology
+// spread are not looked at.
+func (s *survey) bars(pod *v1.Pod) func(name string, more int) bar {
 	affinity := nodeaffinity.GetRequiredNodeAffinity(pod)
 	wants := requestsOf(pod)
 	wants[v1.ResourcePods] = *resource.NewQuantity(1, resource.DecimalSI)
 	used := s.used(pod)
-	return func(name string, more int) string {
+	return func(name string, more int) bar {
 		node, ok := s.nodes[name]
 		if !ok {
-			return "is gone, and its GPUNode is still there"
+			return bar{text: "is gone, and its GPUNode is still there"}
 		}
 		if node.Spec.Unschedulable {
-			return "is cordoned"
+			return bar{text: "is cordoned", remedy: "Uncordoning a node: kubectl uncordon " + name}
 		}
 		if ok, err := affinity.Match(node); err != nil || !ok {
-			return "does not match the pod's nodeSelector or node affinity"
+			return bar{text: "does not match the pod's nodeSelector or node affinity",
+				remedy: "A label: give a node those that nodeSelector or node affinity ask for" + describeSelector(pod) + ", or change these"}
 		}
 		taint, bad := corev1.FindMatchingUntoleratedTaint(klog.Background(), node.Spec.Taints, pod.Spec.Tolerations,
 			func(t *v1.Taint) bool { return t.Effect != v1.TaintEffectPreferNoSchedule }, false)
 		if bad {
-			return fmt.Sprintf("has the taint %s, which the pod does not tolerate", taint.ToString())
+			return bar{text: fmt.Sprintf("has the taint %s, which the pod does not tolerate", taint.ToString()),
+				remedy: fmt.Sprintf("A toleration of the taint %s in the pod, if it may go there", taint.ToString())}
 		}
 		return s.short(node, wants, used[name], more)
 	}
+}
+
+// describeSelector is " (gpu=none)"; empty without a nodeSelector.
+func describeSelector(pod *v1.Pod) string {
+	if len(pod.Spec.NodeSelector) == 0 {
+		return ""
+	}
+	return " (" + labels.Set(pod.Spec.NodeSelector).String() + ")"
 }
 
 // used adds up what pods other than this one have requested, by node.
@@ -90,28 +141,42 @@ func requestsOf(pod *v1.Pod) v1.ResourceList {
 	return podresource.PodRequests(filled, podresource.PodResourcesOptions{})
 }
 
-// short says which resource a node lacks for one more of these pods.
-func (s *survey) short(node *v1.Node, wants, used v1.ResourceList, more int) string {
+// short says which resource a node lacks for one more of these pods, the devices last.
+func (s *survey) short(node *v1.Node, wants, used v1.ResourceList, more int) bar {
 	devices := s.opts.Resources().Count
 	if s.agentless(node) {
-		return "offers no " + string(devices) + " to kubelet: its node agent is not running, or has nothing to offer"
+		return bar{text: "offers no " + string(devices) + " to kubelet: its node agent is not running, or has nothing to offer"}
 	}
-	requestOnly := s.opts.Resources().RequestOnly()
-	for _, name := range append([]v1.ResourceName{devices}, slices.Sorted(maps.Keys(wants))...) { // devices first: they are what this is about
-		want, allocatable := wants[name], node.Status.Allocatable[name]
-		if want.IsZero() || slices.Contains(requestOnly, name) {
-			continue
-		}
-		if _, known := node.Status.Allocatable[name]; !known {
-			return fmt.Sprintf("offers no %s", name)
-		}
-		need := used[name].DeepCopy()
-		all := want.DeepCopy()
-		all.Mul(int64(more + 1))
-		need.Add(all)
-		if need.Cmp(allocatable) > 0 {
-			return fmt.Sprintf("has too little %s left for the pod's request of %s", name, want.String())
+	names := slices.DeleteFunc(slices.Sorted(maps.Keys(wants)), func(name v1.ResourceName) bool {
+		want := wants[name]
+		return want.IsZero() || name == devices || slices.Contains(s.opts.Resources().RequestOnly(), name)
+	})
+	for _, name := range append(names, devices) {
+		want := wants[name]
+		allocatable, known := node.Status.Allocatable[name]
+		need := want.DeepCopy()
+		need.Mul(int64(more + 1))
+		need.Add(used[name])
+		switch {
+		case !known:
+			return bar{text: fmt.Sprintf("offers no %s", name), remedy: fmt.Sprintf("A node with GPUs that offers %s, or a pod that does not ask for it", name)}
+		case name == devices && need.Cmp(allocatable) > 0:
+			return bar{text: fmt.Sprintf("has too little %s left for the pod's request of %s", name, &want), counted: true}
+		case want.Cmp(allocatable) > 0:
+			return bar{text: fmt.Sprintf("has no more than %s %s, and the pod requests %s", amount(name, allocatable), name, amount(name, want)),
+				remedy: fmt.Sprintf("A smaller request of %s than %s", name, amount(name, want))}
+		case need.Cmp(allocatable) > 0:
+			return bar{text: fmt.Sprintf("has too little %s left for the pod's request of %s", name, amount(name, want)),
+				remedy: fmt.Sprintf("A smaller request of %s, or the end of pods that have it", name)}
 		}
 	}
-	return ""
+	return bar{}
+}
+
+// amount is a quantity as people write it: 1000 CPUs are not 1k.
+func amount(name v1.ResourceName, q resource.Quantity) string {
+	if name != v1.ResourceCPU {
+		return q.String()
+	}
+	return strconv.FormatFloat(q.AsApproximateFloat64(), 'f', -1, 64)
 }

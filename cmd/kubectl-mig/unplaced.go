@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/config"
 )
 
 // asksNothing is the problem of a workload that needs no GPU.
@@ -23,12 +24,11 @@ const asksNothing = "it asks for no GPU"
 // problem is why dynamig would not place a workload whatever the GPUs hold; empty
 // where it would try.
 func (v *survey) problem(w *workload) string {
-	foreign := v.foreignResource(w.pod)
 	name := w.pod.Spec.SchedulerName
+	mistake := v.mistake(w.pod)
 	switch {
-	case foreign != "":
-		return fmt.Sprintf("it asks for %s, which no node offers; dynamig's resources are %s and those beside it, and the annotation %s names a profile",
-			foreign, v.opts.Resources().Count, v1alpha1.AnnotationProfile)
+	case mistake != "":
+		return mistake
 	case !v.opts.Wants(w.pod):
 		return asksNothing
 	case w.Kind == "DaemonSet":
@@ -41,6 +41,26 @@ func (v *survey) problem(w *workload) string {
 		return "spec.schedulerName is missing, and dynamig places no pod without it; set " + v1alpha1.SchedulerName
 	}
 	return fmt.Sprintf("spec.schedulerName is %s, which is not dynamig's; set %s", name, v1alpha1.SchedulerName)
+}
+
+// mistake is what a pod asks for that nobody gives; empty where there is none.
+func (v *survey) mistake(pod *v1.Pod) string {
+	ours := v.opts.Resources()
+	if foreign := v.foreignResource(pod); foreign != "" {
+		known := []string{string(ours.Count)}
+		for _, name := range ours.RequestOnly() {
+			known = append(known, string(name))
+		}
+		if near := config.Nearest(string(foreign), known); near != "" {
+			return fmt.Sprintf("it asks for %s, which no node offers; did you mean %s?", foreign, near)
+		}
+		return fmt.Sprintf("it asks for %s, which no node offers; dynamig's resources are %s and those beside it, and the annotation %s names a profile",
+			foreign, ours.Count, v1alpha1.AnnotationProfile)
+	}
+	if profile := pod.Annotations[v1alpha1.AnnotationProfile]; profile != "" && !v.opts.Wants(pod) {
+		return fmt.Sprintf("it asks for no GPU: annotation %s says which profile, and not how many; add the limit %s: 1 to a container", v1alpha1.AnnotationProfile, ours.Count)
+	}
+	return ""
 }
 
 // foreignResource is a resource in the domain of ours that is none of ours and that no

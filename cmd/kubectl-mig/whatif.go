@@ -57,6 +57,9 @@ type outlook struct {
 	workload
 	Problem string       `json:"problem,omitempty"` // a mistake in it, or why it can never fit
 	Trials  *pool.Trials `json:"trials,omitempty"`
+
+	// Remedies are for those that wait where no GPU would help.
+	Remedies []string `json:"remedies,omitempty"`
 }
 
 func whatIf(ctx context.Context, s *screen, a *access, o whatIfOptions) error {
@@ -125,6 +128,7 @@ func (v *survey) try(workloads []workload, replicas int) (out []outlook, after [
 				return nil, nil, err
 			default:
 				fleet = l.Trials.After
+				l.Remedies = v.remedies(w.pod, l.Trials.Reasons)
 				standIns := l.standIns(len(after))
 				after = append(after, standIns...)
 				v.pods = append(v.pods, standIns...)
@@ -223,6 +227,9 @@ func (l *outlook) draw(s *screen) []line {
 		}
 		for _, other := range describeModes(t.Modes) {
 			out = append(out, s.wrap("  → ", plain, "another mode for one more: %s", other)...)
+		}
+		for _, r := range l.Remedies {
+			out = append(out, s.wrap("  → ", plain, "%s", r)...)
 		}
 		for _, m := range t.More {
 			out = append(out, s.wrap("  → ", plain, "%s", moreGPUs(m, t.Waiting))...)

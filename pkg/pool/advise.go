@@ -40,6 +40,7 @@ type Reason struct {
 	Slices  int    `json:"slices"`
 	Largest string `json:"largest,omitempty"`
 	Curable bool   `json:"curable"` // removing pods could help
+	Barred  bool   `json:"barred"`  // something else than GPUs keeps the pod off: see Barred
 	Room    int    `json:"room"`    // so many of the nodes have GPUs with room for it
 }
 
@@ -151,7 +152,7 @@ func (f *Fleet) Advise(pod *v1.Pod, gate Gate) (*Advice, error) {
 	a, barred := &Advice{Request: describeAll(r)}, gate.of(pod)
 	prospects := make([]prospect, len(f.sites))
 	for i, s := range f.sites {
-		prospects[i] = prospectOf(f.view(s, askerOf(pod), nil), r, barred.on(s.node.Name, 0))
+		prospects[i] = prospectOf(f.view(s, askerOf(pod), nil), r, barred, 0)
 	}
 	if best := bestOf(prospects); best >= 0 {
 		trial := prospects[best].trial(r)
@@ -163,7 +164,7 @@ func (f *Fleet) Advise(pod *v1.Pod, gate Gate) (*Advice, error) {
 	a.End = f.ending(open, pod, r, gate)
 	a.Templates = templateChange(prospects, r)
 	a.Modes = f.otherModes(pod, r, barred)
-	a.More = f.more(r, 1)
+	a.More = f.more(r, 1, barred)
 	a.Repack = f.repack(open, r)
 	a.Smaller = smaller(prospects, r)
 	return a, nil
@@ -197,7 +198,7 @@ func reasonsOf(prospects []prospect) []Reason {
 		if !ok {
 			k = len(out)
 			at[text] = k
-			out = append(out, Reason{Text: text, Curable: curable})
+			out = append(out, Reason{Text: text, Curable: curable, Barred: p.barred != ""})
 		}
 		out[k].add(p.view)
 		if p.verdict == nil {
@@ -240,11 +241,14 @@ func (r *Reason) add(v *View) {
 
 // more is how many idle GPUs of each model would hold so many pods, counted with the
 // decision code on nodes of such GPUs alone. Of a model that is configured in
-// several ways the best way counts.
-func (f *Fleet) more(r *Request, pods int) []MoreGPUs {
+// several ways the best way counts. Of nodes that bar the pod more GPUs are no help.
+func (f *Fleet) more(r *Request, pods int, barred Barred) []MoreGPUs {
 	seen := map[*geometry.Catalogue]bool{}
 	best := map[string]MoreGPUs{}
 	for _, s := range f.sites {
+		if why, counted := barred.on(s.node.Name, 0); why != "" && !counted {
+			continue
+		}
 		for i := range s.node.GPUs {
 			g := &s.node.GPUs[i]
 			if !g.Offered || seen[g.Catalogue] {

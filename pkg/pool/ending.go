@@ -239,7 +239,7 @@ func (s *endingSearch) elsewhere(taken *View) bool {
 func placeOn(views []*View, r *Request, barred Barred) bool {
 	best, chosen := -1, Plan{}
 	for i, v := range views {
-		if barred.on(v.Node.Name, 0) != "" {
+		if !barred.open(v.Node.Name, 0) {
 			continue
 		}
 		if plan, verdict := v.Fit(r); verdict == nil && (best < 0 || plan.Score < chosen.Score) {

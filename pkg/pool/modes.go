@@ -37,7 +37,7 @@ func (f *Fleet) otherModes(pod *v1.Pod, r *Request, barred Barred) *OtherModes {
 		if out.GPUs != nil {
 			break
 		}
-		if barred.on(s.node.Name, 0) == "" {
+		if barred.open(s.node.Name, 0) {
 			out.GPUs = f.switched(s, askerOf(pod), r)
 		}
 	}
@@ -60,7 +60,7 @@ func (f *Fleet) withoutMode(pod *v1.Pod, barred Barred) *Trial {
 	}
 	prospects := make([]prospect, len(f.sites))
 	for i, s := range f.sites {
-		prospects[i] = prospectOf(f.view(s, askerOf(pod), nil), r, barred.on(s.node.Name, 0))
+		prospects[i] = prospectOf(f.view(s, askerOf(pod), nil), r, barred, 0)
 	}
 	best := bestOf(prospects)
 	if best < 0 {

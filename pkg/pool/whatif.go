@@ -52,19 +52,26 @@ type Tenant struct {
 }
 
 // Barred says why a pod may not go to a node whatever its GPUs hold, given how many
-// more like it are there in thought; empty where it may. Nil bars nothing.
-type Barred func(node string, more int) string
+// more like it are there in thought; empty where it may. Counted: no more than kubelet's
+// count of devices bars it, which full GPUs tell better. Nil bars nothing.
+type Barred func(node string, more int) (why string, counted bool)
 
-func (b Barred) on(node string, more int) string {
+func (b Barred) on(node string, more int) (why string, counted bool) {
 	if b == nil {
-		return ""
+		return "", false
 	}
 	return b(node, more)
 }
 
+// open reports whether the pod may go there.
+func (b Barred) open(node string, more int) bool {
+	why, _ := b.on(node, more)
+	return why == ""
+}
+
 // beside is Barred where some more are there already, by node.
 func (b Barred) beside(more map[string]int) Barred {
-	return func(node string, n int) string { return b.on(node, more[node]+n) }
+	return func(node string, n int) (string, bool) { return b.on(node, more[node]+n) }
 }
 
 // Gate is Barred for any pod. Nil bars nothing.
@@ -267,7 +274,7 @@ func (f *Fleet) Try(pod *v1.Pod, replicas int, barred Barred) (*Trials, error) {
 	t := &Trials{Request: describeAll(r), Placed: []Trial{}}
 	prospects := make([]prospect, len(f.sites))
 	for i, s := range f.sites {
-		prospects[i] = prospectOf(f.view(s, askerOf(pod), nil), r, barred.on(s.node.Name, 0))
+		prospects[i] = prospectOf(f.view(s, askerOf(pod), nil), r, barred, 0)
 	}
 	more := map[string]int{}
 	added := map[string][]*Tenant{}
@@ -283,13 +290,13 @@ func (f *Fleet) Try(pod *v1.Pod, replicas int, barred Barred) (*Trials, error) {
 		replica.UID = types.UID(fmt.Sprintf("replica-%d", len(t.Placed)))
 		added[name] = append(added[name], &Tenant{Holder: p.view.Holder(&replica, p.plan), Priority: priority(pod)})
 		more[name]++
-		*p = prospectOf(p.view.with(p.plan), r, barred.on(name, more[name]))
+		*p = prospectOf(p.view.with(p.plan), r, barred, more[name])
 	}
 	t.After = f.with(added)
 	if t.Waiting = replicas - len(t.Placed); t.Waiting > 0 {
 		t.Reasons = reasonsOf(prospects)
 		t.Modes = t.After.otherModes(pod, r, barred.beside(more))
-		t.More = t.After.more(r, t.Waiting)
+		t.More = t.After.more(r, t.Waiting, barred.beside(more))
 	}
 	return t, nil
 }
@@ -337,9 +344,13 @@ type prospect struct {
 	barred  string   // not empty: it may not go there
 }
 
-func prospectOf(v *View, r *Request, barred string) prospect {
-	p := prospect{view: v, barred: barred}
+// prospectOf is that of a node where so many more of the pod are in thought.
+func prospectOf(v *View, r *Request, barred Barred, more int) prospect {
+	p := prospect{view: v}
 	p.plan, p.verdict = v.Fit(r)
+	if why, counted := barred.on(v.Node.Name, more); !counted || p.verdict == nil {
+		p.barred = why
+	}
 	return p
 }
 

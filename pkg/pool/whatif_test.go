@@ -320,11 +320,11 @@ func checkEnding(t *testing.T, c *cluster, waiting podBuilder, e *Ending) {
 		left := slices.DeleteFunc(slices.Clone(c.pods), func(p *v1.Pod) bool {
 			return p.Name != but && slices.ContainsFunc(gone, func(v Victim) bool { return v.Name == p.Name })
 		})
-		trials, err := fleetOf(t, c.nodes, left).Try(waiting.Pod, 1, func(node string, _ int) string {
+		trials, err := fleetOf(t, c.nodes, left).Try(waiting.Pod, 1, func(node string, _ int) (string, bool) {
 			if node != e.Node {
-				return "is not the node in question"
+				return "is not the node in question", false
 			}
-			return ""
+			return "", false
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -596,11 +596,11 @@ func TestReasonsByClass(t *testing.T) {
 		c.schedule(pod(fmt.Sprint("p", i)).wants("c", "gpu=1"))
 	}
 	a, err := fleetOf(t, nodes, c.pods).Advise(pod("waits").wants("c", "gpu=1 gpumem=8000").Pod, func(*v1.Pod) Barred {
-		return func(node string, _ int) string {
+		return func(node string, _ int) (string, bool) {
 			if node == "b" || node == "e" {
-				return "has the taint x=y:NoSchedule, which the pod does not tolerate"
+				return "has the taint x=y:NoSchedule, which the pod does not tolerate", false
 			}
-			return ""
+			return "", false
 		}
 	})
 	if err != nil {

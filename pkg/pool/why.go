@@ -211,7 +211,7 @@ func cost(c *geometry.Catalogue, before, after geometry.Occupancy) []Cost {
 // others looks for where the pod would go if it were placed now.
 func (f *Fleet) others(w *Why, pod *v1.Pod, r *Request, total int64, barred Barred) {
 	for _, s := range f.sites {
-		if barred.on(s.node.Name, 0) != "" {
+		if !barred.open(s.node.Name, 0) {
 			continue
 		}
 		v := f.view(s, askerOf(pod), func(t *Tenant) bool { return t.UID == pod.UID })
