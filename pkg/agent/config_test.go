@@ -154,6 +154,7 @@ func TestGPUsAreCutWithinMIGPartedsConfiguration(t *testing.T) {
 		if m := s.Models[0]; m.Rule != v1alpha1.RuleTemplates || len(m.Templates) != 1 || m.Templates[0].Entries[0].Count != 3 {
 			t.Errorf("the model is %+v, want one template with 3 instances", m)
 		}
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigRemarks), "GPU 2 is left alone: migconfig ours does not select the GPU")
 		b.bind(pod{name: "a", devices: b.on(1, "2g.10gb@2")})
 		b.bind(pod{name: "b", devices: b.on(2, "2g.10gb@0")})
 		b.expectText("phase", b.phaseOf("b"), "migconfig ours does not select the GPU")
@@ -170,6 +171,16 @@ func TestGPUsAreCutWithinMIGPartedsConfiguration(t *testing.T) {
 		if got := b.status().Models[0].Templates[0].Entries[0].Count; got != 2 {
 			t.Errorf("after a change of the file the template has %d instances, want 2", got)
 		}
+		b.write("mig-parted.yaml", strings.Replace(fmt.Sprintf(layout, "3g.20gb: 3"), "[0, 1]", "[0, 1, 7]", 1))
+		b.reload()
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigMismatch), "mig-parted.yaml:4) has no layout that NVIDIA A100-SXM4-40GB can be cut into")
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigRemarks), "mig-parted.yaml:4): devices names GPU 7, which the node does not have (it has 3 GPUs, from index 0).")
+		if got := len(b.status().Models[0].Templates); got != 4 {
+			t.Errorf("with a layout that cannot be cut there are %d templates, want the 4 of the device configuration", got)
+		}
+		b.write("mig-parted.yaml", fmt.Sprintf(layout, "3g.20gb: 2"))
+		b.reload()
+		b.rest()
 		b.write("mig-parted.yaml", "version: v2\n")
 		b.reload()
 		b.rest()

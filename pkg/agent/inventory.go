@@ -162,6 +162,9 @@ func (a *Agent) arrange(ctx context.Context, l *lister) error {
 	excluded := a.employ(ctx, inv, l.last.gpus, entry, reloads != a.reloads)
 	a.reloads = reloads
 	inv.resolve(settings, entry)
+	if configured && len(l.last.missing) == 0 { // else not all GPUs of the node are known
+		inv.mismatches.Remarks = append(inv.mismatches.Remarks, entry.Stray(namesOf(l.last.gpus))...)
+	}
 	a.mu.Lock()
 	a.inventory = inv
 	a.mu.Unlock()
@@ -189,7 +192,7 @@ func (a *Agent) employ(ctx context.Context, inv *inventory, gpus []nvml.GPU, ent
 		case why != "":
 			excluded[string(gpu.ID)] = why
 		case gpu.Name == "":
-			excluded[string(gpu.ID)] = "filterdevices excluded the GPU when the GPUs were listed last"
+			excluded[string(gpu.ID)] = "the GPU was not read when the GPUs were listed last"
 		case !gpu.MIGCapable && mode == v1alpha1.ModeMIG:
 			excluded[string(gpu.ID)] = "the GPU cannot do MIG"
 			inv.mismatches.Dropped = append(inv.mismatches.Dropped, fmt.Sprintf("GPU %d (%s) is to be used in mode mig, which it cannot do; it is not offered.", gpu.Index, gpu.Name))
@@ -215,6 +218,14 @@ func (a *Agent) employ(ctx context.Context, inv *inventory, gpus []nvml.GPU, ent
 // configName is what the configuration knows a GPU by.
 func configName(gpu nvml.GPU) config.GPUName {
 	return config.GPUName{UUID: string(gpu.ID), Index: int32(gpu.Index), PCI: gpu.PCIDeviceID}
+}
+
+func namesOf(gpus []nvml.GPU) []config.GPUName {
+	names := make([]config.GPUName, len(gpus))
+	for i, gpu := range gpus {
+		names[i] = configName(gpu)
+	}
+	return names
 }
 
 // workerFor returns the GPU's worker, after starting it where there is none.

@@ -17,8 +17,9 @@ import (
 // Catalogue says what GPUs of a model offer: what their hardware can, narrowed by
 // the first of these that names the model.
 //
-//  1. knownMigGeometries: the layouts that the hardware can be cut into, in the
-//     order of the file, as Templates.
+//  1. The layouts of mig-parted's configuration (Cut), then those of
+//     knownMigGeometries: those that the hardware can be cut into, in the order of
+//     the file, as Templates.
 //  2. migProfileAllowlist: the listed profiles that the hardware has, as Allowed.
 //  3. Nothing: every profile of the hardware.
 //
@@ -97,7 +98,13 @@ func (r *resolver) profile(name string) (geometry.Profile, bool) {
 
 // useTemplates applies rule 1; false when it leaves nothing.
 func (r *resolver) useTemplates() bool {
-	entry := best(r.out.Model, r.device.KnownMigGeometries, func(g *Geometries) []string { return g.Models })
+	return r.useLayouts(r.device.Parted) ||
+		r.useLayouts(best(r.out.Model, r.device.KnownMigGeometries, func(g *Geometries) []string { return g.Models }))
+}
+
+// useLayouts uses what the hardware has of an entry, which may be nil; false when
+// that is nothing.
+func (r *resolver) useLayouts(entry *Geometries) bool {
 	if entry == nil {
 		return false
 	}
@@ -189,9 +196,12 @@ func (r *resolver) useAllowlist() bool {
 // useHardware applies rule 3. That is news only where the operator has listed
 // other models.
 func (r *resolver) useHardware() {
-	if len(r.device.KnownMigGeometries)+len(r.device.MigProfileAllowlist) > 0 {
+	switch {
+	case len(r.device.KnownMigGeometries)+len(r.device.MigProfileAllowlist) > 0:
 		r.remark("No usable entry of knownMigGeometries or migProfileAllowlist in %s names %s, so it offers every profile that its hardware has.",
 			r.device.File, r.out.Model)
+	case r.device.Parted != nil:
+		r.remark("No usable entry names %s, so it offers every profile that its hardware has.", r.out.Model)
 	}
 }
 

@@ -58,6 +58,10 @@ type Device struct {
 
 	KnownMigGeometries  []Geometries
 	MigProfileAllowlist []Allowlist
+
+	// Parted is what mig-parted's configuration has for the GPUs of one model, not of
+	// the file (Cut); nil where that is nothing.
+	Parted *Geometries
 }
 
 // Geometries is an entry of knownMigGeometries: the layouts that GPUs of some

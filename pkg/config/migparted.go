@@ -227,7 +227,7 @@ func (n *Node) UseMIGParted(m *MIGParted) error {
 
 // Cut returns the settings for the GPUs of a model that a node with this entry has in
 // mode mig: the layouts that mig-parted's configuration has for them go before all
-// others. Where it has several for one model, each GPU may have any of them, which is
+// others, as far as the hardware can be cut like that. Where it has several for one model, each GPU may have any of them, which is
 // remarked; and where it has none for one of them, none is held to any.
 func (d *Device) Cut(e *NodeEntry, model string, gpus []GPUName) (*Device, []string) {
 	g := Geometries{Models: []string{model}}
@@ -254,7 +254,7 @@ func (d *Device) Cut(e *NodeEntry, model string, gpus []GPUName) (*Device, []str
 		remarks = []string{fmt.Sprintf("%s has %d layouts for GPUs of model %s; each of them may have any one of these.", g.Where, n, model)}
 	}
 	out := *d
-	out.KnownMigGeometries = append([]Geometries{g}, d.KnownMigGeometries...)
+	out.Parted = &g
 	return &out, remarks
 }
 

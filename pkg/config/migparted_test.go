@@ -62,7 +62,7 @@ func TestMIGPartedSaysModesAndLayouts(t *testing.T) {
 			"mig", "Hardware", []string{
 				`mig-configs.shared (mig.yaml:23): the layout 2x 1c.3g.20gb + 1x 2c.3g.20gb is left out, because NVIDIA A100-SXM4-40GB has no 1c.3g.20gb and 2c.3g.20gb`,
 				`mig-configs.shared (mig.yaml:23) has no layout that NVIDIA A100-SXM4-40GB can be cut into, so the entry is not used.`,
-				`No usable entry`}},
+				`No usable entry names NVIDIA A100-SXM4-40GB, so it offers every profile that its hardware has.`}},
 		{"by kind of board, A100", `"migconfig": "all-balanced"`, []string{a100PCI, a100PCI}, a100,
 			"mig mig", "Templates: 2x1g.5gb(4864)+1x2g.10gb(9984)+1x3g.20gb(20096)", nil},
 		{"by kind of board, H100", `"migconfig": "all-balanced"`, []string{h100PCI}, h100,
@@ -140,12 +140,46 @@ func TestMIGPartedLayoutGoesBeforeTheDeviceConfiguration(t *testing.T) {
 	if got, want := described(m), "Templates: 7x1g.5gb(4864)"; got != want {
 		t.Errorf("offers %s, want %s", got, want)
 	}
+	e.Cuts = []MIGPartedItem{{Enabled: true, Line: 4, Layout: []GeometryEntry{{Name: "3g.20gb", Count: 3}}}}
+	cut, _ = d.Cut(&e, a100, []GPUName{{Index: 0}})
+	m, said := resolve(t, cut, a100)
+	if got, want := described(m), "Templates: 1x7g.40gb(40960)"; got != want {
+		t.Errorf("a layout that cannot be cut: offers %s, want %s; says %q", got, want, said)
+	}
 	mixed := onNode(t, `"migconfig": "all-enabled"`)
 	mixed.Cuts = append(mixed.Cuts, MIGPartedItem{Devices: []int32{1}, Enabled: true, Layout: []GeometryEntry{{Name: "1g.5gb", Count: 7}}, Line: 3})
 	same, remarks := d.Cut(&mixed, a100, []GPUName{{Index: 0}, {Index: 1}})
 	const want = "mig-configs.all-enabled (mig.yaml:3) has a layout for some GPUs of model NVIDIA A100-SXM4-40GB and none for others, so none of them is held to it."
 	if same != d || len(remarks) != 1 || remarks[0] != want {
 		t.Errorf("Cut says %q, want %q", remarks, want)
+	}
+}
+
+// TestStray: names that the node has no GPU for, and GPUs that nothing names.
+func TestStray(t *testing.T) {
+	two := []GPUName{{UUID: "GPU-a", Index: 0}, {UUID: "GPU-b", Index: 1}}
+	for _, tt := range []struct {
+		name, entry string
+		items       []MIGPartedItem
+		want        []string
+	}{
+		{"an index too many, and a GPU too few", `"name": "n", "migconfig": "a"`, []MIGPartedItem{{Devices: []int32{0, 7}, Enabled: true, Line: 4}}, []string{
+			"mig-configs.a (mig.yaml:4): devices names GPU 7, which the node does not have (it has 2 GPUs, from index 0).",
+			"GPU 1 is left alone: migconfig a does not select the GPU, and there is no operatingmode for others."}},
+		{"all is right", `"name": "n", "migconfig": "a", "operatingmode": "mig", "filterdevices": {"uuid": ["GPU-a"], "index": [1]}, "gpus": [{"index": 0, "operatingmode": "mig"}]`,
+			[]MIGPartedItem{{Devices: []int32{0}, Enabled: true}}, nil},
+		{"of a node by name", `"name": "n", "filterdevices": {"uuid": ["GPU-c"], "index": [2]}, "gpus": [{"index": 3, "operatingmode": "mig"}, {"uuid": "GPU-d", "operatingmode": "mig"}]`, nil, []string{
+			"nodeconfig (line 2): filterdevices names GPU GPU-c, which the node does not have (it has 2 GPUs, from index 0).",
+			"nodeconfig (line 2): filterdevices names GPU 2, which the node does not have (it has 2 GPUs, from index 0).",
+			"nodeconfig (line 2): gpus names GPU 3, which the node does not have (it has 2 GPUs, from index 0).",
+			"nodeconfig (line 2): gpus names GPU GPU-d, which the node does not have (it has 2 GPUs, from index 0)."}},
+		{"of many nodes, of which others have them", `"default": true, "filterdevices": {"uuid": ["GPU-c"], "index": [2]}`, nil, nil},
+	} {
+		e := node(t, "nodeconfig:\n- {"+tt.entry+"}").Entries[0]
+		e.Cuts, e.CutsFile = tt.items, "mig.yaml"
+		if diff := cmp.Diff(tt.want, e.Stray(two)); diff != "" {
+			t.Errorf("%s: want (-), got (+):\n%s", tt.name, diff)
+		}
 	}
 }
 
