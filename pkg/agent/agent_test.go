@@ -662,6 +662,10 @@ func TestLostGPUTakesAwayFreeSlotsOnly(t *testing.T) {
 		if gpu.Health != v1alpha1.Unhealthy || gpu.Reason != "the GPU is lost; reset it or reboot the node" {
 			t.Errorf("GPU 0 is %s: %s", gpu.Health, gpu.Reason)
 		}
+		if want := (v1alpha1.GPUMode{Wanted: v1alpha1.ModeMIG, Current: v1alpha1.ModeMIG}); gpu.Mode != want {
+			t.Errorf("the mode of the lost GPU is %+v, want the last that was read, %+v", gpu.Mode, want)
+		}
+		b.expectText("condition", b.condition(v1alpha1.ConditionModePending), "False None: ")
 		b.expectText("GPU 0", b.reported(0), "2g.10gb@0:Live/uid-a 2g.10gb@2:Live/uid-a")
 		b.bind(pod{name: "b", devices: b.on(0, "1g.5gb@4")})
 		b.expectText("phase", b.phaseOf("b"), "Failing: GPU 0: the GPU is lost")

@@ -159,6 +159,9 @@ func (f *findings) modesPending() []string {
 	var out []string
 	for i := range f.inventory.gpus {
 		gpu := &f.inventory.gpus[i]
+		if f.states[i].unhealthy != "" {
+			continue // HardwareFailing has it; its mode may be that of long ago
+		}
 		if _, why := f.inventory.offers(gpu, &f.states[i]); why != "" && f.pending(gpu, &f.states[i]) {
 			out = append(out, fmt.Sprintf("GPU %d: %s.", gpu.Index, why))
 		}
@@ -189,7 +192,7 @@ func (f *findings) health() string {
 	}
 	count("unhealthy", func(s *state) bool { return s.unhealthy != "" })
 	count("with failing instances", func(s *state) bool { return len(s.sick) > 0 })
-	count("mode pending", func(s *state) bool { return s.modeWhy != "" })
+	count("mode pending", func(s *state) bool { return s.modeWhy != "" && s.unhealthy == "" })
 	count("with stuck instances", func(s *state) bool { return has(s, v1alpha1.InstanceStuck) })
 	count("with foreign instances", func(s *state) bool { return has(s, v1alpha1.InstanceForeign) })
 	if f.invalid != "" && ready.Reason != reasonConfigInvalid {

@@ -108,11 +108,17 @@ func (w *worker) readProfiles(ctx context.Context) error {
 	return nil
 }
 
+// readMode keeps the mode that was read last where that fails.
 func (w *worker) readMode(ctx context.Context) error {
-	return w.call(ctx, "reading MIG mode", func(d nvml.Driver) (err error) {
-		w.mode, err = d.MIGMode(w.id)
+	var mode nvml.MIGMode
+	err := w.call(ctx, "reading MIG mode", func(d nvml.Driver) (err error) {
+		mode, err = d.MIGMode(w.id)
 		return err
 	})
+	if err == nil {
+		w.mode = mode
+	}
+	return err
 }
 
 // list reads the instances.
