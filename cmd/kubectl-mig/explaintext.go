@@ -114,8 +114,12 @@ func (st *story) drawWhy(s *screen) []line {
 	w := st.Why
 	out := []line{{}, text(bold, "Why there")}
 	own, scored, shares := 0.0, false, false
+	withheld := ""
 	for _, d := range w.Devices {
 		shares = shares || d.Share != nil
+		if d.Withheld != "" {
+			withheld = fmt.Sprintf("GPU %d takes no new work (%s)", d.GPUIndex, strings.TrimSuffix(d.Withheld, "."))
+		}
 		if d.Score != nil {
 			own, scored = own+*d.Score, true
 		}
@@ -123,6 +127,8 @@ func (st *story) drawWhy(s *screen) []line {
 	switch {
 	case shares:
 		return append(out, drawOthers(s, w, false)...)
+	case withheld != "":
+		return append(out, s.wrap("  ", plain, "How good the place is cannot be told: %s.", withheld)...)
 	case !scored:
 		return append(out, s.wrap("  ", plain, "How good the place is cannot be told: the GPU, or a configuration that gives such a device, is not reported any more.")...)
 	case w.Better == 0 && len(w.Others) == 0:

@@ -38,7 +38,8 @@ type GPU struct {
 	Model     string // NVML product name
 	NUMA      int32  // node, -1 where unknown
 	Catalogue *geometry.Catalogue
-	Offered   bool // takes new MIG instances
+	Offered   bool   // takes new MIG instances
+	Reason    string // why it takes no new work, in the agent's words
 
 	// Shares is what the GPU offers to software shares; nil where it takes none.
 	Shares *v1alpha1.ShareCapacity
@@ -139,7 +140,7 @@ func gpuOf(status *v1alpha1.GPUNodeStatus, in *v1alpha1.GPU, catalogues *Catalog
 	if err != nil {
 		return GPU{}, err
 	}
-	g := GPU{ID: in.UUID, Index: in.Index, Model: in.Model, NUMA: in.NUMA, Catalogue: catalogue}
+	g := GPU{ID: in.UUID, Index: in.Index, Model: in.Model, NUMA: in.NUMA, Catalogue: catalogue, Reason: in.Reason}
 	switch offers(in) {
 	case v1alpha1.ModeMIG:
 		g.Offered = true

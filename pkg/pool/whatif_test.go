@@ -561,6 +561,15 @@ func TestWhy(t *testing.T) {
 	if err != nil || w.Devices[0].Smallest != "1g.5gb" || !w.Devices[0].Exact || w.Better != 0 {
 		t.Errorf("Why = %+v, %v; want an exact 1g.5gb", w, err)
 	}
+	// A GPU that takes no new work has no score, and says why.
+	lost := c.nodes[0].DeepCopy()
+	for i := range lost.Status.GPUs {
+		lost.Status.GPUs[i].Health, lost.Status.GPUs[i].Reason = v1alpha1.Unhealthy, "the GPU is lost"
+	}
+	w, err = fleetOf(t, []*v1alpha1.GPUNode{lost}, c.pods).Why(first.Pod, nil)
+	if err != nil || w.Devices[0].Score != nil || w.Devices[0].Withheld != "the GPU is lost" || w.Devices[0].GPUIndex < 0 {
+		t.Errorf("Why on a lost GPU = %+v, %v; want no score, and the agent's reason", w, err)
+	}
 	if _, err := f.Why(pod("unbound").wants("c", "gpu=1").Pod, nil); err == nil {
 		t.Error("Why of a pod without an allocation is no error")
 	}

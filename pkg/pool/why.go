@@ -36,6 +36,10 @@ type WhyDevice struct {
 	Asked      string   `json:"asked"`      // in words
 	Model      string   `json:"model"`
 
+	// Withheld is why its GPU takes no new work, in the agent's words: then it has no
+	// score.
+	Withheld string `json:"withheld,omitempty"`
+
 	// Smallest is the smallest profile of this GPU that would have been enough; the
 	// device's own when Exact.
 	Smallest string `json:"smallest,omitempty"`
@@ -146,7 +150,7 @@ func (w *Why) addDevices(r *Request, a *v1alpha1.Allocation, without, with *View
 			continue
 		}
 		g := &without.Node.GPUs[at]
-		d.GPUIndex, d.Model = g.Index, g.Catalogue.Model().Name()
+		d.GPUIndex, d.Model, d.Withheld = g.Index, g.Catalogue.Model().Name(), g.Reason
 		chosen, ok := beside.chosen(r, i, at, u.device)
 		if ok {
 			d.Spot = beside.spot(i, chosen)
