@@ -5,6 +5,7 @@ package agent
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -276,6 +277,23 @@ func TestPodThatIsSeenBeforeItsPredecessorIsGoneWaitsALittle(t *testing.T) {
 	})
 }
 
+// A foreign instance is part of no layout: what is to be cut beside it must be a whole
+// one.
+func TestForeignInstanceMayDisableTheRestOfItsGPU(t *testing.T) {
+	const disabled = "No layout of the configuration can be cut whole beside it, so the rest of the GPU is not used."
+	onBench(t, func(t *testing.T, b *bench) {
+		b.foreign(0, "3g.20gb@4")
+		b.sleep(11 * time.Second)
+		b.expectText("condition", b.condition(v1alpha1.ConditionForeignInstances), disabled)
+		b.write("device-config.yaml", deviceConfig+"      - - {name: 3g.20gb, memory: 20480, count: 1}\n")
+		b.reload()
+		b.rest()
+		if got := b.condition(v1alpha1.ConditionForeignInstances); strings.Contains(got, disabled) {
+			t.Errorf("beside a layout of one 3g.20gb the condition is %q", got)
+		}
+	})
+}
+
 func TestForeignInstanceIsNeverTouched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 1)
@@ -291,7 +309,8 @@ func TestForeignInstanceIsNeverTouched(t *testing.T) {
 			b.expectEvents(name, reasonRefused, "did not create")
 		}
 		b.expectText("GPU 0", b.reported(0), "1g.5gb@0:Foreign 2g.10gb@2:Live/uid-beside")
-		b.expectText("condition", b.condition(v1alpha1.ConditionForeignInstances), "True Found: GPU 0 has 1g.5gb at 0 (GPU instance 7), which the agent did not create")
+		b.expectText("condition", b.condition(v1alpha1.ConditionForeignInstances), "True Found: GPU 0 has 1g.5gb at 0 (GPU instance 7), which the agent did not create and does not touch; "+
+			"destroy it with nvidia-smi mig -i 0 -gi 7 -dci and -dgi, or exclude the GPU with filterdevices.")
 		if got := b.instance(0, "1g.5gb@0").UUID; got != mine.UUID {
 			t.Errorf("the foreign instance is %s, want %s", got, mine.UUID)
 		}

@@ -115,15 +115,30 @@ func (f *findings) mismatches() config.Mismatches {
 func (f *findings) foreign() []string {
 	var out []string
 	for i := range f.states {
-		for _, in := range f.states[i].instances {
+		gpu, view := &f.inventory.gpus[i], &f.states[i]
+		for _, in := range view.instances {
 			if in.State == v1alpha1.InstanceForeign {
-				gpu := &f.inventory.gpus[i]
-				out = append(out, fmt.Sprintf("GPU %d has %s at %d (GPU instance %d), which the agent did not create and does not touch.",
-					gpu.Index, nameOf(&f.states[i], in.ProfileID), in.Start, in.GI))
+				out = append(out, fmt.Sprintf("GPU %d has %s at %d (GPU instance %d), which the agent did not create and does not touch; "+
+					"destroy it with nvidia-smi mig -i %d -gi %d -dci and -dgi, or exclude the GPU with filterdevices.%s",
+					gpu.Index, nameOf(view, in.ProfileID), in.Start, in.GI, gpu.Index, in.GI, f.disables(gpu, view)))
 			}
 		}
 	}
 	return out
+}
+
+// disables says so where what is blocked leaves free slices, but no layout of the
+// configuration: instances of others are not part of one.
+func (f *findings) disables(gpu *managedGPU, view *state) string {
+	catalogue := f.inventory.catalogues[gpu.Name]
+	if catalogue == nil || catalogue.Rule() != geometry.RuleTemplates {
+		return ""
+	}
+	blocked := blockedBy(view, catalogue.Model())
+	if _, fits := catalogue.LargestFree(blocked); fits || catalogue.Model().FreeSlices(blocked) == 0 {
+		return ""
+	}
+	return " No layout of the configuration can be cut whole beside it, so the rest of the GPU is not used."
 }
 
 // failing says which GPUs and instances cannot be used.

@@ -30,7 +30,7 @@ import (
 // turnOn turns MIG mode on.
 func (w *worker) turnOn(ctx context.Context) error {
 	if gpu, _ := w.facts(); w.owners.holdsShares(string(w.id)) {
-		return fmt.Errorf("MIG mode is turned on when the pods that share GPU %d have ended", gpu.Index)
+		return fmt.Errorf("MIG mode is turned on when the pods that share GPU %d have ended%s", gpu.Index, w.resetThen(gpu, true))
 	}
 	return w.change(ctx, true)
 }
@@ -40,9 +40,20 @@ func (w *worker) turnOn(ctx context.Context) error {
 func (w *worker) turnOff(ctx context.Context) error {
 	gpu, _ := w.facts()
 	if n := len(w.hardware); n > 0 || len(w.owners.wants(string(w.id))) > 0 {
-		return fmt.Errorf("MIG mode is turned off when the MIG instances of GPU %d are gone (%d are left)", gpu.Index, n)
+		return fmt.Errorf("MIG mode is turned off when the MIG instances of GPU %d are gone (%d are left)%s", gpu.Index, n, w.resetThen(gpu, false))
 	}
 	return w.change(ctx, false)
+}
+
+// resetThen says what a change of mode takes once the GPU is empty, besides the agent.
+func (w *worker) resetThen(gpu nvml.GPU, on bool) string {
+	switch {
+	case gpu.Architecture != nvml.Ampere:
+		return ""
+	case w.reset != nil:
+		return ", with a reset"
+	}
+	return fmt.Sprintf("; an Ampere GPU needs a reset for it: run nvidia-smi -i %d -mig %s then, and reset it or reboot", gpu.Index, wordsOf(on).flag)
 }
 
 // words are of a mode that is to change.

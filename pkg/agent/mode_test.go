@@ -101,6 +101,19 @@ func TestAmpereIsResetWhereThatIsAllowed(t *testing.T) {
 	})
 }
 
+// An Ampere GPU that waits for its pods says at once that it will need a reset, too.
+func TestAmpereSaysAllThatItWaitsFor(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.bind(pod{name: "a", devices: b.on(1, "1g.5gb@0")})
+		b.mustPrepare("a")
+		b.reconfigure(`{"nodeconfig": [{"name": "node1", "operatingmode": "hami-core"}]}`)
+		b.sleep(time.Minute)
+		const want = "GPU 1: MIG mode is turned off when the MIG instances of GPU 1 are gone (1 are left); " +
+			"an Ampere GPU needs a reset for it: run nvidia-smi -i 1 -mig 0 then, and reset it or reboot."
+		b.expectText("condition", b.condition(v1alpha1.ConditionModePending), want)
+	})
+}
+
 func TestGPUInUseIsNotReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, r := resetting(t, 1)

@@ -160,7 +160,7 @@ func larger(a, b geometry.Profile) geometry.Profile {
 // occupancy is what the scheduler sees as taken: placements of live pods, foreign
 // and stuck instances.
 func (f *findings) occupancy(gpu *managedGPU, view *state, model *geometry.Model) geometry.Occupancy {
-	var o geometry.Occupancy
+	o := blockedBy(view, model)
 	for _, owner := range f.owners {
 		for _, span := range owner.spans {
 			if span.GPU == string(gpu.ID) {
@@ -168,6 +168,12 @@ func (f *findings) occupancy(gpu *managedGPU, view *state, model *geometry.Model
 			}
 		}
 	}
+	return o
+}
+
+// blockedBy is what foreign and stuck instances take.
+func blockedBy(view *state, model *geometry.Model) geometry.Occupancy {
+	var o geometry.Occupancy
 	for _, in := range view.instances {
 		if in.State == v1alpha1.InstanceForeign || in.State == v1alpha1.InstanceStuck {
 			size := 1

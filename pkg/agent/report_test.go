@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +18,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/geometry"
+	"github.com/dynamig/dynamig/pkg/geometry/boards"
+	"github.com/dynamig/dynamig/pkg/nvml"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -156,5 +160,38 @@ func TestReportOfEightFullGPUsIsSmall(t *testing.T) {
 	}
 	if len(text) > 20<<10 {
 		t.Errorf("the report has %d bytes, want at most 20 KB", len(text))
+	}
+}
+
+// The cluster that docs/kubectl-mig.md draws, and the example of docs/wire.md, say what
+// the agent says.
+func TestDocumentsShowTheAgentsSentences(t *testing.T) {
+	board, _ := boards.Named("NVIDIA A30")
+	model, err := board.Model()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := findings{
+		good: true,
+		inventory: &inventory{configured: true, catalogues: map[string]*geometry.Catalogue{"NVIDIA A30": {}}, gpus: []managedGPU{
+			{GPU: nvml.GPU{Index: 0, Name: "NVIDIA A30"}, wanted: v1alpha1.ModeMIG}}},
+		states: []state{{model: model, mode: nvml.MIGMode{Current: true, Pending: true}, instances: []v1alpha1.Instance{
+			{ProfileID: 14, Start: 3, GI: 2, State: v1alpha1.InstanceForeign}}}},
+	}
+	foreign, ready := f.foreign()[0], f.readiness().Message
+	lost := (&worker{failure: nvml.ErrGPULost}).unhealthy()
+	for file, want := range map[string][]string{
+		"../../cmd/kubectl-mig/testdata/cluster.yaml": {foreign, ready, lost},
+		"../../docs/wire.md":                          {ready},
+	} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, sentence := range want {
+			if !strings.Contains(string(text), sentence) {
+				t.Errorf("%s has no %q", file, sentence)
+			}
+		}
 	}
 }
