@@ -161,7 +161,7 @@ func (s *survey) short(node *v1.Node, wants, used v1.ResourceList, more int) bar
 		case !known:
 			return bar{text: fmt.Sprintf("offers no %s", name), remedy: fmt.Sprintf("A node with GPUs that offers %s, or a pod that does not ask for it", name)}
 		case name == devices && need.Cmp(allocatable) > 0:
-			return bar{text: fmt.Sprintf("has too little %s left for the pod's request of %s", name, &want), counted: true}
+			return bar{text: fmt.Sprintf("has too little %s left for the pod's request of %s", name, amount(name, want)), counted: true}
 		case want.Cmp(allocatable) > 0:
 			return bar{text: fmt.Sprintf("has no more than %s %s, and the pod requests %s", amount(name, allocatable), name, amount(name, want)),
 				remedy: fmt.Sprintf("A smaller request of %s than %s", name, amount(name, want))}
@@ -173,9 +173,10 @@ func (s *survey) short(node *v1.Node, wants, used v1.ResourceList, more int) bar
 	return bar{}
 }
 
-// amount is a quantity as people write it: 1000 CPUs are not 1k.
+// amount is a quantity as people write it: 1000 CPUs are not 1k, nor is half a GPU
+// 500m.
 func amount(name v1.ResourceName, q resource.Quantity) string {
-	if name != v1.ResourceCPU {
+	if name == v1.ResourceMemory || q.Format != resource.DecimalSI {
 		return q.String()
 	}
 	return strconv.FormatFloat(q.AsApproximateFloat64(), 'f', -1, 64)

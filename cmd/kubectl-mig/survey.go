@@ -24,11 +24,11 @@ type survey struct {
 	pods     []*v1.Pod           // that ask for GPUs and have not ended, or all
 	nodes    map[string]*v1.Node // nil where they may not be read
 	opts     pool.Options
-	notes    []string // what could not be read, and what that means
-	hidden   bool     // pods of other namespaces
-	home     string   // the scheduler's namespace
-	admits   bool     // admission names our scheduler in GPU pods; what-if alone reads it
-	silence  string   // why nothing is scheduling; empty where something is, or that cannot be told
+	notes    []string        // what could not be read, and what that means
+	hidden   bool            // pods of other namespaces
+	home     string          // the scheduler's namespace
+	admits   map[string]bool // namespaces where admission adds to GPU pods; what-if alone reads it
+	silence  string          // why nothing is scheduling; empty where something is, or that cannot be told
 }
 
 // strangerName stands for a pod that may not be seen.

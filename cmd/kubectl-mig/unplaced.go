@@ -4,15 +4,12 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/config"
@@ -22,11 +19,13 @@ import (
 const asksNothing = "it asks for no GPU"
 
 // problem is why dynamig would not place a workload whatever the GPUs hold; empty
-// where it would try.
+// where it would try. Admission has seen the pod.
 func (v *survey) problem(w *workload) string {
 	name := w.pod.Spec.SchedulerName
 	mistake := v.mistake(w.pod)
-	switch {
+	switch invalid := refused(w.pod); {
+	case invalid != "":
+		return invalid
 	case mistake != "":
 		return mistake
 	case !v.opts.Wants(w.pod):
@@ -35,8 +34,6 @@ func (v *survey) problem(w *workload) string {
 		return "a DaemonSet puts one pod on each node whatever is free there; try its pod, as kind: Pod with --replicas"
 	case name == v1alpha1.SchedulerName:
 		return ""
-	case (name == "" || name == v1.DefaultSchedulerName) && v.admits && w.pod.Labels[admissionLabel] != "ignore":
-		return "" // admission puts our name there
 	case name == "":
 		return "spec.schedulerName is missing, and dynamig places no pod without it; set " + v1alpha1.SchedulerName
 	}
@@ -82,22 +79,4 @@ func (v *survey) foreignResource(pod *v1.Pod) v1.ResourceName {
 		}
 	}
 	return ""
-}
-
-// admissionPolicy is that of manifests/components/hami-defaults, which names our
-// scheduler in GPU pods that name none.
-const admissionPolicy = "dynamig-hami-defaults"
-
-// admissionLabel with the value ignore keeps the policy off a pod.
-const admissionLabel = "hami.io/webhook"
-
-// readAdmission learns whether that policy is there. Who may not know is told by the
-// answer that the name is missing.
-func (v *survey) readAdmission(ctx context.Context, a *access) error {
-	_, err := a.kube.AdmissionregistrationV1().MutatingAdmissionPolicyBindings().Get(ctx, admissionPolicy, metav1.GetOptions{})
-	v.admits = err == nil
-	if apierrors.IsForbidden(err) || apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
 }

@@ -84,7 +84,7 @@ func whatIf(ctx context.Context, s *screen, a *access, o whatIfOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := survey.readAdmission(ctx, a); err != nil {
+	if err := survey.readAdmission(ctx, a, workloads); err != nil {
 		return fmt.Errorf("reading admission policies: %w", err)
 	}
 	if survey.silence != "" {
@@ -114,6 +114,7 @@ func (v *survey) try(workloads []workload, replicas int) (out []outlook, after [
 		if replicas > 0 {
 			w.Replicas = replicas
 		}
+		w.pod = v.admitted(w.pod)
 		l := outlook{workload: w, Problem: v.problem(&w)}
 		if l.Problem == asksNothing && len(workloads) > 1 {
 			continue // others of the file do

@@ -43,6 +43,13 @@ func TestWhatDynamigWouldNotPlace(t *testing.T) {
 		{"no scheduler", manifest("Pod", "name: x", "", one), false, exitWaiting, "spec.schedulerName is missing, and dynamig places no pod without it; set dynamig-scheduler"},
 		{"no scheduler, which admission sets", manifest("Pod", "name: x", "", one), true, exitFine, "it would run"},
 		{"which a label keeps away", manifest("Pod", "name: x, labels: {hami.io/webhook: ignore}", "", one), true, exitWaiting, "spec.schedulerName is missing"},
+		{"no number, which admission sets", manifest("Pod", "name: x", "", "nvidia.com/gpumem: 4000"), true, exitFine, "it would run"},
+		{"no number", manifest("Pod", "name: x", ours, "nvidia.com/gpumem: 4000"), false, exitWaiting, "asks for nvidia.com/gpumem without nvidia.com/gpu"},
+		{"a namespace that the policy does not select", manifest("Pod", "name: x, namespace: kube-system", "", one), true, exitWaiting, "spec.schedulerName is missing"},
+		{"less than nothing", manifest("Pod", "name: x", ours, "nvidia.com/gpu: 1, nvidia.com/gpumem: -1"), false, exitWaiting, `the API server refuses it: container "c": nvidia.com/gpumem is -1; use 0 or more`},
+		{"half a GPU", manifest("Pod", "name: x", ours, "nvidia.com/gpu: 0.5"), false, exitWaiting, `nvidia.com/gpu is 0.5; use a whole number`},
+		{"a request without a limit", manifest("Pod", "name: x", ours, one+"}, requests: {nvidia.com/gpucores: 10"), false, exitWaiting, "nvidia.com/gpucores is 10; give it under limits, too"},
+		{"a request beside another limit", manifest("Pod", "name: x", ours, one+"}, requests: {nvidia.com/gpumem: 10"), false, exitWaiting, "nvidia.com/gpumem is 10; the limit is 4000, and both must be equal"},
 		{"another scheduler", manifest("Deployment", "name: x", "schedulerName: volcano, ", one), true, exitWaiting, "spec.schedulerName is volcano, which is not dynamig's; set dynamig-scheduler"},
 		{"a resource of NVIDIA's own plugin", manifest("Pod", "name: x", ours, "nvidia.com/mig-1g.5gb: 1"), false, exitWaiting, "it asks for nvidia.com/mig-1g.5gb, which no node offers"},
 		{"beside ours", manifest("Pod", "name: x", ours, one+", nvidia.com/gpumemory: 4000"), false, exitWaiting, "it asks for nvidia.com/gpumemory, which no node offers"},
@@ -58,7 +65,10 @@ func TestWhatDynamigWouldNotPlace(t *testing.T) {
 			if tc.admits {
 				api.objects = append(api.objects, &unstructured.Unstructured{Object: map[string]any{
 					"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingAdmissionPolicyBinding", "metadata": map[string]any{"name": admissionPolicy},
+					"spec": map[string]any{"matchResources": map[string]any{"namespaceSelector": map[string]any{"matchLabels": map[string]any{"gpus": "dynamig"}}}},
 				}})
+				api.add(t, "{apiVersion: v1, kind: Namespace, metadata: {name: default, labels: {gpus: dynamig}}}")
+				api.add(t, "{apiVersion: v1, kind: Namespace, metadata: {name: kube-system}}")
 			}
 			if got := whatIfOf(t, kubeconfig, tc.manifest); got.code != tc.code || !strings.Contains(got.out+got.err, tc.says) {
 				t.Errorf("what-if = %d, want %d and %q:\n%s%s", got.code, tc.code, tc.says, got.out, got.err)
