@@ -284,3 +284,47 @@ func TestRenamedResources(t *testing.T) {
 		}
 	}
 }
+
+// TestPicturesInAFile: one like the last is left out, and a terminal gets each.
+func TestPicturesInAFile(t *testing.T) {
+	for _, terminal := range []bool{false, true} {
+		var out bytes.Buffer
+		s := newScreen(strings.NewReader(""), &out, &out, func(string) string { return "" })
+		s.terminal = terminal
+		var r redrawing
+		for _, picture := range []string{"one", "one", "two", "one"} {
+			if err := r.show(s, func(s *screen) error { return s.print(text(plain, "%s", picture)) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := 3
+		if terminal {
+			want = 4
+		}
+		if got := strings.Count(out.String(), "one") + strings.Count(out.String(), "two"); got != want {
+			t.Errorf("terminal %v: %d pictures, want %d:\n%s", terminal, got, want, out.String())
+		}
+	}
+}
+
+// TestALeaseThatMayNotBeRead is told once, however often it is tried.
+func TestALeaseThatMayNotBeRead(t *testing.T) {
+	_, kubeconfig := serve(t, "cluster.yaml", "dynamig-system/leases")
+	a := newAccess()
+	a.rules.ExplicitPath, a.schedulerNamespace = kubeconfig, "dynamig-system"
+	namespace, err := a.connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := a.survey(t.Context(), namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := len(v.notes)
+	for range 3 {
+		v.fellSilent(t.Context(), a)
+	}
+	if len(v.notes) != told || told == 0 {
+		t.Errorf("%d notes, then %d: %q", told, len(v.notes), v.notes)
+	}
+}

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -217,7 +218,8 @@ func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 		st.Problem = remedy(st.pod)
 	}
 	if st.Outage = v.silence; st.Outage == "" && st.unseen() {
-		st.Outage = fmt.Sprintf("No scheduler has looked at this pod yet, and dynamig-scheduler is running, so that takes seconds at most. Else its log says why: kubectl -n %s logs deployment/%s.", v.home, schedulerDeployment)
+		st.Outage = fmt.Sprintf("No scheduler has looked at this pod yet. %s that takes seconds at most; else its log says why: kubectl -n %s logs deployment/%s.",
+			cmp.Or(addTo(v.pulse, ": while it runs,"), "While "+schedulerDeployment+" runs,"), v.home, schedulerDeployment)
 	}
 	st.Advice = advice
 	if advice != nil && advice.Fits == nil {
@@ -226,6 +228,14 @@ func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 	}
 	st.Sentence = st.sentence()
 	return nil
+}
+
+// addTo is text with more; empty where there is none.
+func addTo(text, more string) string {
+	if text == "" {
+		return ""
+	}
+	return text + more
 }
 
 // unseen reports whether no scheduler has said anything about a pod that ours should

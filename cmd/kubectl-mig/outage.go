@@ -141,7 +141,7 @@ const leaseSilence = time.Minute
 // readPulse learns from the scheduler's lease whether anything is scheduling. Without
 // a fresh one the Deployment may tell that leader election is off.
 func (s *survey) readPulse(ctx context.Context, a *access) error {
-	s.silence = ""
+	s.silence, s.pulse = "", ""
 	lease, err := a.kube.CoordinationV1().Leases(s.home).Get(ctx, schedulerDeployment, metav1.GetOptions{})
 	why := ""
 	switch {
@@ -154,17 +154,30 @@ func (s *survey) readPulse(ctx context.Context, a *access) error {
 		return fmt.Errorf("reading the scheduler's lease: %w", err)
 	case lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "" || lease.Spec.RenewTime == nil:
 		why = "nobody holds its lease"
-	case time.Since(lease.Spec.RenewTime.Time) > leaseSilence:
-		why = fmt.Sprintf("it renewed its lease for the last time %s ago", brief(time.Since(lease.Spec.RenewTime.Time)))
+	default:
+		since := time.Since(lease.Spec.RenewTime.Time)
+		if since <= leaseSilence {
+			s.pulse = fmt.Sprintf("%s renewed its lease %s ago", schedulerDeployment, brief(since))
+			return nil
+		}
+		why = fmt.Sprintf("it renewed its lease for the last time %s ago", brief(since))
 	}
-	if why != "" && !available(ctx, a.kube, s.home) {
+	switch available, err := available(ctx, a.kube, s.home); {
+	case err != nil:
+		s.note("whether %s is running cannot be told: %s, and its Deployment was not read: %v", schedulerDeployment, why, err)
+	case available:
+		s.pulse = fmt.Sprintf("%s has a pod that is ready", schedulerDeployment)
+	default:
 		s.silence = fmt.Sprintf("Nothing is scheduling: %s does not run, %s. See kubectl -n %s get deployments,pods.", schedulerDeployment, why, s.home)
 	}
 	return nil
 }
 
 // available reports whether the scheduler's Deployment has a pod that is ready.
-func available(ctx context.Context, kube kubernetes.Interface, namespace string) bool {
+func available(ctx context.Context, kube kubernetes.Interface, namespace string) (bool, error) {
 	d, err := kube.AppsV1().Deployments(namespace).Get(ctx, schedulerDeployment, metav1.GetOptions{})
-	return err == nil && d.Status.AvailableReplicas > 0
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil && d.Status.AvailableReplicas > 0, err
 }

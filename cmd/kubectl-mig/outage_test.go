@@ -56,7 +56,7 @@ func TestOutages(t *testing.T) {
 		{"to what would run", stale, "what-if -f testdata/small.yaml", silent},
 		{"a scheduler that never ran", remove("Lease", "dynamig-scheduler"), "status", silent + "it has no lease in namespace dynamig-system. See kubectl -n dynamig-system"},
 		{"a scheduler that was stopped", set("Lease", "dynamig-scheduler", "", "spec", "holderIdentity"), "status", silent + "nobody holds its lease"},
-		{"a pod that nobody has looked at", fresh, "explain pod wants-5g", "No scheduler has looked at this pod yet, and dynamig-scheduler is running"},
+		{"a pod that nobody has looked at", fresh, "explain pod wants-5g", "No scheduler has looked at this pod yet. dynamig-scheduler renewed its lease 0."},
 		{"nor will", both(fresh, stale), "explain pod wants-5g", silent},
 		{"a node whose kubelet died", notReady, "status node1", "! The Node is not ready (Kubelet stopped posting node status.)"},
 		{"in the table too", notReady, "status node1 -o table", " NotReady "},
@@ -92,6 +92,28 @@ func TestASchedulerWithoutALeaseMayRun(t *testing.T) {
 	}
 	if got := runOn(t, plainLook, "status", "--kubeconfig="+kubeconfig); strings.Contains(got.out, "Nothing is scheduling") {
 		t.Errorf("status does not believe the Deployment:\n%s", got.out)
+	}
+}
+
+// TestAPulseThatCannotBeTold is told neither as life nor as death.
+func TestAPulseThatCannotBeTold(t *testing.T) {
+	for _, tc := range []struct{ name, forbidden, note string }{
+		{"no lease may be read", "dynamig-system/leases", "you may not get the lease of dynamig-scheduler"},
+		{"nor a Deployment beside an old lease", "dynamig-system/deployments", "whether dynamig-scheduler is running cannot be told: it renewed its lease for the last time"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			api, kubeconfig := serve(t, "full.yaml", tc.forbidden)
+			if err := unstructured.SetNestedField(api.object(t, "Lease", "dynamig-scheduler"), "2026-01-01T00:00:00.000000Z", "spec", "renewTime"); err != nil {
+				t.Fatal(err)
+			}
+			if err := unstructured.SetNestedSlice(api.object(t, "Pod", "wants-5g"), []any{}, "status", "conditions"); err != nil {
+				t.Fatal(err)
+			}
+			got := runOn(t, look{"", 400, false, true}, "explain", "pod", "wants-5g", "--kubeconfig="+kubeconfig)
+			if !strings.Contains(got.err, tc.note) || !strings.Contains(got.out, "While dynamig-scheduler runs, that takes seconds at most") || strings.Contains(got.out, "Nothing is scheduling") {
+				t.Errorf("explain = %d, want the note %q and no claim:\n%s%s", got.code, tc.note, got.err, got.out)
+			}
+		})
 	}
 }
 

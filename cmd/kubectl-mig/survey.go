@@ -29,6 +29,7 @@ type survey struct {
 	home     string          // the scheduler's namespace
 	admits   map[string]bool // namespaces where admission adds to GPU pods; what-if alone reads it
 	silence  string          // why nothing is scheduling; empty where something is, or that cannot be told
+	pulse    string          // what tells that the scheduler runs; empty where nothing does
 }
 
 // strangerName stands for a pod that may not be seen.

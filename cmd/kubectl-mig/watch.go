@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -48,12 +49,19 @@ func watchStatus(ctx context.Context, s *screen, a *access, namespace string, o 
 	defer signal.Stop(resized)
 	pulse := time.NewTicker(pulseEvery)
 	defer pulse.Stop()
+	if !s.terminal {
+		seen.warn(s)
+	}
+	var r redrawing
 	for {
 		if err := w.renew(seen); err != nil {
 			return err
 		}
-		if err := s.redraw(func() error { return seen.showStatus(s, o, selector) }); err != nil {
+		if err := r.show(s, func(s *screen) error { return seen.showStatus(s, o, selector) }); err != nil {
 			return err
+		}
+		if s.terminal { // which was cleared
+			seen.warn(s)
 		}
 		for again := false; !again; {
 			select {
@@ -72,8 +80,10 @@ func watchStatus(ctx context.Context, s *screen, a *access, namespace string, o 
 
 // fellSilent reports whether the scheduler has stopped or started. Where the lease
 // cannot be read nothing changes: that the API server is away shows in the watches.
+// What may not be read has been told once.
 func (v *survey) fellSilent(ctx context.Context, a *access) bool {
-	before := v.silence
+	before, notes := v.silence, v.notes
+	defer func() { v.notes = notes }()
 	if err := v.readPulse(ctx, a); err != nil {
 		v.silence = before
 	}
@@ -164,15 +174,27 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// redraw clears a terminal first; elsewhere pictures follow one another.
-func (s *screen) redraw(draw func() error) error {
+// redrawing is one picture after another.
+type redrawing struct{ last string }
+
+// show clears a terminal first. Elsewhere pictures follow one another, and one that is
+// like the last is left out.
+func (r *redrawing) show(s *screen, draw func(*screen) error) error {
 	s.measure()
-	if s.terminal {
-		if _, err := fmt.Fprint(s.out, "\x1b[H\x1b[2J"); err != nil {
-			return err
-		}
-	} else if _, err := fmt.Fprintf(s.out, "--- %s\n", time.Now().Format(time.TimeOnly)); err != nil {
+	var picture strings.Builder
+	to := *s
+	to.out = &picture
+	if err := draw(&to); err != nil {
 		return err
 	}
-	return draw()
+	head := "\x1b[H\x1b[2J"
+	if !s.terminal {
+		if picture.String() == r.last {
+			return nil
+		}
+		head = fmt.Sprintf("--- %s\n", time.Now().Format(time.TimeOnly))
+	}
+	r.last = picture.String()
+	_, err := fmt.Fprint(s.out, head, r.last)
+	return err
 }
