@@ -14,7 +14,8 @@ import (
 
 // Exercise creates and destroys an instance at each placement of GPU index, and
 // adds to its record what that gave. The GPU must be in MIG mode, have no instance
-// and no process. It stops at the first instance that cannot be destroyed.
+// and no process. It stops at the first instance that cannot be destroyed. Instances
+// that do not say what they offer are in the error, and it goes on.
 func Exercise(d nvml.Driver, node *Node, index int) error {
 	gpus, err := d.GPUs(nil)
 	if len(gpus) == 0 && err != nil {
@@ -29,14 +30,19 @@ func Exercise(d nvml.Driver, node *Node, index int) error {
 	if err := idle(d, id); err != nil {
 		return fmt.Errorf("exercising GPU %d: %w", index, err)
 	}
+	var silent error
 	for _, p := range g.Profiles {
 		for _, start := range p.Starts {
-			t, err := g.try(d, id, p.ID, start)
+			t, asked, left := g.try(d, id, p.ID, start)
 			g.Exercise = append(g.Exercise, t)
-			if err != nil {
-				return fmt.Errorf("exercising GPU %d: %w", index, err)
+			silent = errors.Join(silent, asked)
+			if left != nil {
+				return fmt.Errorf("exercising GPU %d: %w", index, errors.Join(silent, left))
 			}
 		}
+	}
+	if silent != nil {
+		return fmt.Errorf("exercising GPU %d: %w", index, silent)
 	}
 	return nil
 }
@@ -65,22 +71,20 @@ func idle(d nvml.Driver, id nvml.GPUID) error {
 }
 
 // try creates and destroys one instance, and records what it offers meanwhile. What
-// the driver refuses is in the trial;
-// the error is of what is left behind.
-func (g *GPU) try(d nvml.Driver, id nvml.GPUID, profile, start int) (Trial, error) {
-	t := Trial{ID: profile, Start: start, GI: -1, CI: nvml.NoCI}
+// the driver refuses is in the trial; asked is why the instance does not say what it
+// offers, and left why something is left behind.
+func (g *GPU) try(d nvml.Driver, id nvml.GPUID, profile, start int) (t Trial, asked, left error) {
+	t = Trial{ID: profile, Start: start, GI: -1, CI: nvml.NoCI}
 	began := time.Now()
 	gi, err := d.CreateGPUInstance(id, nvml.ProfileID(profile), start)
 	if err != nil {
 		t.Error = err.Error()
-		return t, nil
+		return t, nil, nil
 	}
 	t.GI = gi.GI
 	whole, err := d.CreateComputeInstance(id, gi.GI)
 	t.CreateMillis = time.Since(began).Milliseconds()
-	if asked := g.askCompute(d, gi); asked != nil {
-		t.Error = asked.Error()
-	}
+	asked = g.askCompute(d, gi)
 	began = time.Now()
 	if err != nil {
 		t.Error = err.Error()
@@ -88,13 +92,13 @@ func (g *GPU) try(d nvml.Driver, id nvml.GPUID, profile, start int) (Trial, erro
 		t.CI = whole.CI
 		if err := d.DestroyComputeInstance(id, gi.GI, whole.CI); err != nil {
 			t.Error = err.Error()
-			return t, err
+			return t, asked, err
 		}
 	}
-	err = d.DestroyGPUInstance(id, gi.GI)
+	left = d.DestroyGPUInstance(id, gi.GI)
 	t.DestroyMillis = time.Since(began).Milliseconds()
-	if err != nil {
-		t.Error = err.Error()
+	if left != nil {
+		t.Error = left.Error()
 	}
-	return t, err
+	return t, asked, left
 }

@@ -49,3 +49,69 @@ func TestExerciseTakesTheGPUWithTheIndex(t *testing.T) {
 		}
 	}
 }
+
+// mute is a driver whose instances do not say what they offer.
+type mute struct {
+	nvml.Driver
+	why error
+}
+
+func (d mute) ComputeProfiles(nvml.GPUID, int) ([]nvml.ComputeProfile, error) { return nil, d.why }
+
+// An instance that does not say what it offers costs that part of the record only, and
+// is not taken for one that the driver refused.
+func TestInstanceThatDoesNotSayWhatItOffers(t *testing.T) {
+	for _, tt := range []struct {
+		why  error
+		says bool
+	}{
+		{nvml.ErrNotFound, false},
+		{nvml.ErrNotSupported, false},
+		{nvml.ErrUnknown, true},
+	} {
+		t.Run(tt.why.Error(), func(t *testing.T) {
+			root := t.TempDir()
+			spec := sim.GPUSpec{Board: "A30-24GB", MIG: true}
+			if err := sim.Create(root, sim.Spec{Seed: t.Name(), PlainDevices: true, GPUs: []sim.GPUSpec{spec, spec}}); err != nil {
+				t.Fatal(err)
+			}
+			session, err := sim.Open(root)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer session.Close()
+			gpus, err := session.GPUs(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := session.CreateGPUInstance(gpus[0].ID, 14, 0); err != nil {
+				t.Fatal(err)
+			}
+			d := mute{session, tt.why}
+			node, err := facts.Record(d, facts.Source{})
+			if len(node.GPUs) != 2 || len(node.GPUs[0].Profiles) == 0 {
+				t.Fatalf("%d GPUs were recorded, want both with their profiles: %v", len(node.GPUs), err)
+			}
+			if said := err != nil && strings.Contains(err.Error(), "asking the instances of GPU 0"); said != tt.says {
+				t.Errorf("Record = %v; names GPU 0: %t, want %t", err, said, tt.says)
+			}
+			err = facts.Exercise(d, &node, 1)
+			if said := errors.Is(err, tt.why); said != tt.says {
+				t.Errorf("Exercise = %v; want an error: %t", err, tt.says)
+			}
+			trials := node.GPUs[1].Exercise
+			places := 0
+			for _, p := range node.GPUs[1].Profiles {
+				places += len(p.Starts)
+			}
+			if len(trials) != places {
+				t.Errorf("%d trials, want one for each of %d placements", len(trials), places)
+			}
+			for _, trial := range trials {
+				if trial.Error != "" || trial.CI < 0 {
+					t.Errorf("profile %d at %d counts as refused: %q", trial.ID, trial.Start, trial.Error)
+				}
+			}
+		})
+	}
+}

@@ -125,7 +125,8 @@ func (g *GPU) GPUInstanceAt(profile, start int) (gi int, ok bool) {
 }
 
 // Record reads a node. It changes nothing. GPUs that do not answer are left out, and
-// the error says why; without any GPU there is no record.
+// the error says why; without any GPU there is no record. What an instance on a GPU
+// does not say is in the error, too, and the GPU is recorded without it.
 func Record(d nvml.Driver, source Source) (Node, error) {
 	node := Node{Version: version, Source: source}
 	var err error
@@ -138,6 +139,9 @@ func Record(d nvml.Driver, source Source) (Node, error) {
 		if failure != nil {
 			err = errors.Join(err, fmt.Errorf("leaving GPU %d out: %w", gpu.Index, failure))
 			continue
+		}
+		if failure := g.askInstances(d, gpu.ID); failure != nil {
+			err = errors.Join(err, fmt.Errorf("asking the instances of GPU %d: %w", gpu.Index, failure))
 		}
 		node.GPUs = append(node.GPUs, g)
 	}
@@ -178,29 +182,33 @@ func record(d nvml.Driver, gpu nvml.GPU) (GPU, error) {
 			Size: p.Size, Starts: slices.Clone(p.Starts), Max: p.Max, Engines: p.Engines,
 		})
 	}
-	if !g.MIG.Current {
-		return g, nil
-	}
-	instances, err := d.Instances(gpu.ID)
-	if err != nil {
-		return GPU{}, err
-	}
-	for _, in := range instances {
-		if err := g.askCompute(d, in); err != nil {
-			return GPU{}, err
-		}
-	}
 	return g, nil
 }
 
+// askInstances records what the instances that are there offer. The error joins those
+// that do not say.
+func (g *GPU) askInstances(d nvml.Driver, id nvml.GPUID) error {
+	if !g.MIG.Current {
+		return nil
+	}
+	instances, err := d.Instances(id)
+	for _, in := range instances {
+		err = errors.Join(err, g.askCompute(d, in))
+	}
+	return err
+}
+
 // askCompute records what an instance offers, unless one of its profile was asked
-// before.
+// before. One that is gone by now, or a driver without the call, is no error.
 func (g *GPU) askCompute(d nvml.Driver, in nvml.Instance) error {
 	i := slices.IndexFunc(g.Profiles, func(p Profile) bool { return p.ID == int(in.Profile) })
 	if i < 0 || len(g.Profiles[i].Compute) > 0 {
 		return nil
 	}
 	offered, err := d.ComputeProfiles(in.GPU, in.GI)
+	if errors.Is(err, nvml.ErrNotFound) || errors.Is(err, nvml.ErrNotSupported) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
