@@ -355,7 +355,12 @@ func describeModes(m *pool.OtherModes) (out []string) {
 		for _, index := range c.GPUs {
 			gpus = append(gpus, fmt.Sprint(index))
 		}
-		out = append(out, fmt.Sprintf("with GPU %s of %s, which nobody uses, in mode %s by the node configuration, it would fit: %s", strings.Join(gpus, ", "), c.Node, c.Mode, describeSpots(c.Spots)))
+		library := ""
+		if c.Library {
+			library = " and with HAMi-core's library on the node"
+		}
+		out = append(out, fmt.Sprintf("with GPU %s of %s, which nobody uses, in mode %s by the node configuration%s, it would fit: %s",
+			strings.Join(gpus, ", "), c.Node, c.Mode, library, describeSpots(c.Spots)))
 	}
 	return out
 }

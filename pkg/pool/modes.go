@@ -27,6 +27,10 @@ type ModeChange struct {
 	GPUs  []int32 `json:"gpus"` // to be switched, by index
 	Mode  string  `json:"mode"` // to this
 	Spots []Spot  `json:"devices"`
+
+	// Library is that HAMi-core's library must be on the node, which shares nothing yet,
+	// so that it is not known to be there.
+	Library bool `json:"library,omitempty"`
 }
 
 // otherModes looks for a place that the modes alone keep from a pod. barred is the
@@ -86,7 +90,7 @@ func (f *Fleet) switched(s *site, who asker, r *Request) *ModeChange {
 		if verdict != nil {
 			continue
 		}
-		out := &ModeChange{Node: s.node.Name, Mode: to, Spots: view.spots(plan)}
+		out := &ModeChange{Node: s.node.Name, Mode: to, Spots: view.spots(plan), Library: to == v1alpha1.ModeHAMiCore && !s.node.shares()}
 		for _, spot := range out.Spots {
 			if slices.Contains(changed, spot.GPUIndex) && !slices.Contains(out.GPUs, spot.GPUIndex) {
 				out.GPUs = append(out.GPUs, spot.GPUIndex)
@@ -118,6 +122,11 @@ func (f *Fleet) inMode(s *site, mode string) (*Node, []int32) {
 	}
 	node.divide()
 	return &node, changed
+}
+
+// shares reports whether some GPU takes software shares.
+func (n *Node) shares() bool {
+	return slices.ContainsFunc(n.GPUs, func(g GPU) bool { return g.Shares != nil })
 }
 
 func (s *site) uses(gpu string) bool {

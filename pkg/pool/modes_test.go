@@ -30,7 +30,8 @@ func TestOtherModes(t *testing.T) {
 		pod  string // place without the annotation
 		gpus string
 	}{
-		{"a share where all GPUs are cut", cut, nil, mode("hami-core"), "3g.20gb of 0", "[0] to hami-core"},
+		{"a share where all GPUs are cut", cut, nil, mode("hami-core"), "3g.20gb of 0", "[0] to hami-core with the library"},
+		{"a share beside one that another GPU offers", half, []*v1.Pod{sharer}, pod("w").wants("c", "gpu=1 gpumem=40000").annotated(v1alpha1.AnnotationMode, "hami-core"), "7g.40gb of 0", "[0] to hami-core"},
 		{"an instance beside a GPU that is shared by nobody", half, []*v1.Pod{full}, mode("mig"), "share of 1", "[1] to mig"},
 		{"by somebody", half, []*v1.Pod{full, sharer}, mode("mig"), "share of 1", ""},
 		{"a profile by name", both, []*v1.Pod{sharer}, pod("w").wants("c", "gpu=1").annotated(v1alpha1.AnnotationProfile, "3g.20gb"), "", "[0] to mig"},
@@ -51,6 +52,9 @@ func TestOtherModes(t *testing.T) {
 			}
 			if a.Modes != nil && a.Modes.GPUs != nil {
 				gotGPUs = fmt.Sprintf("%v to %s", a.Modes.GPUs.GPUs, a.Modes.GPUs.Mode)
+				if a.Modes.GPUs.Library {
+					gotGPUs += " with the library"
+				}
 			}
 			if gotPod != tc.pod || gotGPUs != tc.gpus || a.Fits != nil {
 				t.Errorf("without the annotation %q, with GPUs switched %q; want %q and %q", gotPod, gotGPUs, tc.pod, tc.gpus)
