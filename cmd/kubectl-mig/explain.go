@@ -75,7 +75,7 @@ type story struct {
 	Name      string       `json:"name"`
 	State     podState     `json:"state"`
 	Sentence  string       `json:"sentence"`            // the answer in short
-	Outage    string       `json:"outage,omitempty"`    // of the scheduler, or of the pod's node
+	Outage    string       `json:"outage,omitempty"`    // of the scheduler, or of the pod's node or GPU
 	Problem   string       `json:"problem,omitempty"`   // what is wrong with the request
 	Scheduler string       `json:"scheduler,omitempty"` // its word on a pod that waits
 	Why       *pool.Why    `json:"why,omitempty"`
@@ -169,7 +169,9 @@ func (v *survey) explain(pod *v1.Pod, steps []step) (*story, error) {
 	if st.State != stateRunning && st.State != stateEnded {
 		st.Outage = v.outageAt(pod.Spec.NodeName)
 	}
-	st.Why = why
+	if st.Why = why; why != nil && st.Outage == "" && st.State != stateEnded {
+		st.Outage = v.ailing(why)
+	}
 	st.Sentence = st.sentence()
 	return st, nil
 }

@@ -31,7 +31,9 @@ func (st *story) draw(s *screen, v *survey) []line {
 	}
 	if st.Why != nil && st.State != stateEnded {
 		out = append(out, st.drawPlace(s, v)...)
-		out = append(out, st.drawWhy(s)...)
+		if st.State != stateRefused {
+			out = append(out, st.drawWhy(s)...)
+		}
 	}
 	if st.Advice != nil {
 		out = append(out, st.drawReasons(s)...)
@@ -56,7 +58,11 @@ func (st *story) style() style {
 
 // drawPlace shows what the pod has, on its GPUs.
 func (st *story) drawPlace(s *screen, v *survey) []line {
-	out := []line{{}, text(bold, "What it has")}
+	head := "What it has"
+	if st.State == stateRefused {
+		head = "What it was to have, and has not"
+	}
+	out := []line{{}, text(bold, "%s", head)}
 	gpus := map[string]bool{}
 	for i := range st.Why.Devices {
 		d := &st.Why.Devices[i]
@@ -130,7 +136,7 @@ func (st *story) drawWhy(s *screen) []line {
 	case withheld != "":
 		return append(out, s.wrap("  ", plain, "How good the place is cannot be told: %s.", withheld)...)
 	case !scored:
-		return append(out, s.wrap("  ", plain, "How good the place is cannot be told: the GPU, or a configuration that gives such a device, is not reported any more.")...)
+		return append(out, s.wrap("  ", plain, "How good the place is cannot be told: its GPU takes nothing new now, or is not reported, or no configuration gives such a device any more.")...)
 	case w.Better == 0 && len(w.Others) == 0:
 		out = append(out, s.wrap("  • ", plain, "As things stand now it is the only place that would do.")...)
 	case w.Better == 0:
@@ -232,7 +238,7 @@ func (st *story) drawHelp(s *screen, opts *pool.Options) []line {
 	nothing := len(out)
 	switch n := len(st.Agentless); {
 	case st.Start != nil:
-		out = append(out, s.wrap("  • ", plain, "Starting the agent, dynamig-nodeagent, on %s: then %s there.", st.Start.Node, describeSpots(st.Start.Spots))...)
+		out = append(out, s.wrap("  • ", plain, "%s.", describeStart(st.Start))...)
 	case n > 0:
 		out = append(out, s.wrap("  • ", plain, "Starting the agent, dynamig-nodeagent, on %s: no pod gets GPUs there now. This one has no room there yet.", named(st.Agentless))...)
 	}
@@ -261,6 +267,11 @@ func (st *story) drawHelp(s *screen, opts *pool.Options) []line {
 		out = append(out, s.wrap("  • ", plain, "Nothing that GPUs could do: see why it waits.")...)
 	}
 	return out
+}
+
+// describeStart says what a node's agent would make possible.
+func describeStart(t *pool.Trial) string {
+	return fmt.Sprintf("Starting the agent, dynamig-nodeagent, on %s: then %s there", t.Node, describeSpots(t.Spots))
 }
 
 // describeEnding is one or two sentences.

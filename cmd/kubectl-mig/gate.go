@@ -40,11 +40,12 @@ func (s *survey) gate(pod *v1.Pod) pool.Barred {
 	}
 }
 
-// remedies are what would open nodes to a pod that none with GPUs takes, whatever they
-// hold. None where the GPUs of one are what it waits for.
-func (s *survey) remedies(pod *v1.Pod, reasons []pool.Reason) (out []string) {
-	if !barred(reasons) {
-		return nil
+// remedies are what besides GPUs would help a pod that fits nowhere: repairs of those
+// that are there, and where no pod's end would do, what would open a node that bars it.
+func (s *survey) remedies(pod *v1.Pod, reasons []pool.Reason) []string {
+	out := s.repaired(pod)
+	if !barred(reasons) || s.nodes == nil {
+		return out
 	}
 	bars := s.bars(pod)
 	for _, r := range reasons {
@@ -57,9 +58,11 @@ func (s *survey) remedies(pod *v1.Pod, reasons []pool.Reason) (out []string) {
 	return out
 }
 
-// barred reports whether no node takes a pod, whatever its GPUs hold.
+// barred reports whether something else than GPUs keeps a pod off all nodes whose GPUs
+// could hold it.
 func barred(reasons []pool.Reason) bool {
-	return len(reasons) > 0 && !slices.ContainsFunc(reasons, func(r pool.Reason) bool { return !r.Barred })
+	return slices.ContainsFunc(reasons, func(r pool.Reason) bool { return r.Barred }) &&
+		!slices.ContainsFunc(reasons, func(r pool.Reason) bool { return r.Curable })
 }
 
 // bars says what keeps a pod off nodes: what kube-scheduler's own plugins look at

@@ -100,19 +100,19 @@ func (s *survey) agentlessNodes() []string {
 // is missing, or that would not help.
 func (s *survey) startAgent(fleet *pool.Fleet, pod *v1.Pod) *pool.Trial {
 	revived := &survey{opts: s.opts, pods: s.pods, nodes: map[string]*v1.Node{}}
-	missing := false
+	agentless := s.agentlessNodes()
+	if len(agentless) == 0 {
+		return nil
+	}
 	for name, node := range s.nodes {
-		if s.agentless(node) {
-			missing, node = true, node.DeepCopy()
+		if slices.Contains(agentless, name) {
+			node = node.DeepCopy()
 			if node.Status.Allocatable == nil {
 				node.Status.Allocatable = v1.ResourceList{}
 			}
 			node.Status.Allocatable[s.opts.Resources().Count] = *resource.NewQuantity(math.MaxInt32, resource.DecimalSI)
 		}
 		revived.nodes[name] = node
-	}
-	if !missing {
-		return nil
 	}
 	trials, err := fleet.Try(pod, 1, revived.gate(pod))
 	if err != nil || len(trials.Placed) == 0 {

@@ -58,7 +58,7 @@ type outlook struct {
 	Problem string       `json:"problem,omitempty"` // a mistake in it, or why it can never fit
 	Trials  *pool.Trials `json:"trials,omitempty"`
 
-	// Remedies are for those that wait where no GPU would help.
+	// Remedies are for the next of those that wait.
 	Remedies []string `json:"remedies,omitempty"`
 }
 
@@ -129,15 +129,26 @@ func (v *survey) try(workloads []workload, replicas int) (out []outlook, after [
 				return nil, nil, err
 			default:
 				fleet = l.Trials.After
-				l.Remedies = v.remedies(w.pod, l.Trials.Reasons)
 				standIns := l.standIns(len(after))
 				after = append(after, standIns...)
 				v.pods = append(v.pods, standIns...)
+				if l.Trials.Waiting > 0 {
+					l.Remedies = v.openings(fleet, w.pod, l.Trials.Reasons)
+				}
 			}
 		}
 		out = append(out, l)
 	}
 	return out, after, nil
+}
+
+// openings are what would help a pod that fits nowhere, without more GPUs.
+func (v *survey) openings(fleet *pool.Fleet, pod *v1.Pod, reasons []pool.Reason) []string {
+	out := v.remedies(pod, reasons)
+	if start := v.startAgent(fleet, pod); start != nil {
+		out = append(out, describeStart(start))
+	}
+	return out
 }
 
 // standIns are pods with the allocations of the trials.
@@ -230,6 +241,9 @@ func (l *outlook) draw(s *screen) []line {
 			out = append(out, s.wrap("  → ", plain, "another mode for one more: %s", other)...)
 		}
 		for _, r := range l.Remedies {
+			if t.Waiting > 1 {
+				r = "for one more: " + r
+			}
 			out = append(out, s.wrap("  → ", plain, "%s", r)...)
 		}
 		for _, m := range t.More {

@@ -1,0 +1,89 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+// TestRepairs: what can be done about GPUs that are there comes before more of them.
+func TestRepairs(t *testing.T) {
+	for _, tc := range []struct {
+		name, gpu, node, annotations, gpumem string
+		change                               map[string]any // of the GPU
+		says                                 string
+	}{
+		{"somebody else's instance", "A30", "node2", "", "10000", nil,
+			"Destroying what somebody else has cut on GPU 0 of node2, if nobody needs it (nvidia-smi mig -i 0 -gi 2 -dci, and -dgi): then 2g.12gb on GPU 0 at 2 there"},
+		{"a lost GPU", "RTX", "node3", "", "90000", nil,
+			"Resetting or replacing GPU 1 of node3, which is unhealthy (the GPU is lost; reset it or reboot the node): then 4g.96gb on GPU 1 at 0 there"},
+		{"a mode that waits", "RTX", "node3", ", nvidia.com/vgpu-mode: hami-core", "9000",
+			map[string]any{"health": "Healthy", "reason": "A process holds it.", "memoryMiB": int64(97887), "mode": map[string]any{"wanted": "hami-core", "current": "mig", "pending": true}},
+			"The end of what holds GPU 1 of node3 back from mode hami-core (A process holds it): then share of 9000 MiB on GPU 1 there"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			api, kubeconfig := serve(t, "cluster.yaml")
+			if err := unstructured.SetNestedSlice(api.object(t, "Node", "node3"), nil, "spec", "taints"); err != nil {
+				t.Fatal(err)
+			}
+			if tc.change != nil {
+				gpus, _, _ := unstructured.NestedSlice(api.object(t, "GPUNode", "node3"), "status", "gpus")
+				for field, value := range tc.change {
+					gpus[1].(map[string]any)[field] = value
+				}
+				if err := unstructured.SetNestedSlice(api.object(t, "GPUNode", "node3"), gpus, "status", "gpus"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			text := fmt.Sprintf("{apiVersion: v1, kind: Pod, metadata: {name: asks, namespace: default, uid: uid-asks, annotations: {nvidia.com/use-gputype: %s%s}}, spec: {schedulerName: dynamig-scheduler, "+
+				"containers: [{name: c, resources: {limits: {nvidia.com/gpu: 1, nvidia.com/gpumem: %s}}}]}}", tc.gpu, tc.annotations, tc.gpumem)
+			tried := whatIfOf(t, kubeconfig, text)
+			api.add(t, text)
+			explained := runOn(t, look{"", 400, false, true}, "explain", "pod", "asks", "--kubeconfig="+kubeconfig)
+			for _, got := range []ran{explained, tried} {
+				if out := strings.Join(strings.Fields(got.out), " "); !strings.Contains(out, tc.says) {
+					t.Errorf("%d, want %q:\n%s%s", got.code, tc.says, got.out, got.err)
+				}
+			}
+		})
+	}
+}
+
+// TestPodsOnGPUsInTrouble: a refused pod has nothing, and one on a GPU that is lost is
+// told so first.
+func TestPodsOnGPUsInTrouble(t *testing.T) {
+	for _, tc := range []struct {
+		name, path, says string
+		value            func(v any) any
+		not              []string
+	}{
+		{"refused", "pods", "What it was to have, and has not", func(any) any {
+			return []any{map[string]any{"uid": "uid-gpu-pod", "phase": "Refused", "reason": "another pod has its slices"}}
+		}, []string{"What it has", "Why there"}},
+		{"a lost GPU", "gpus", "! GPU 0 of node1, which the pod has, is unhealthy: lost.", func(v any) any {
+			g := v.([]any)[0].(map[string]any)
+			g["health"], g["reason"] = "Unhealthy", "lost."
+			return v
+		}, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			api, kubeconfig := serve(t, "cluster.yaml")
+			status := api.object(t, "GPUNode", "node1")["status"].(map[string]any)
+			status[tc.path] = tc.value(status[tc.path])
+			got := runOn(t, look{"", 400, false, true}, "explain", "pod", "gpu-pod", "--kubeconfig="+kubeconfig)
+			if !strings.Contains(got.out, tc.says) {
+				t.Errorf("explain = %d, want %q:\n%s%s", got.code, tc.says, got.out, got.err)
+			}
+			for _, not := range tc.not {
+				if strings.Contains(got.out, not+"\n") {
+					t.Errorf("explain says %q:\n%s", not, got.out)
+				}
+			}
+		})
+	}
+}
