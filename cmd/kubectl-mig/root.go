@@ -5,9 +5,10 @@ package main
 
 import (
 	"fmt"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"github.com/dynamig/dynamig/pkg/version"
 )
 
 // newRootCommand is the whole command tree.
@@ -72,25 +73,10 @@ func newVersionCommand(s *screen) *cobra.Command {
 		Short: "Print the version of this program",
 		Args:  checked(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintln(s.out, "kubectl-mig", version())
+			_, err := fmt.Fprintln(s.out, "kubectl-mig", version.Text())
 			return err
 		},
 	}
-}
-
-// version is that of the module, and the commit where the build knows it.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	text := info.Main.Version
-	for _, setting := range info.Settings {
-		if setting.Key == "vcs.revision" {
-			text += ", commit " + setting.Value[:min(12, len(setting.Value))]
-		}
-	}
-	return text + ", " + info.GoVersion
 }
 
 // checked makes mistakes in the arguments usage errors.

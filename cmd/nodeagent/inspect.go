@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -114,16 +115,23 @@ func parseAll(flags *flag.FlagSet, args []string) error {
 	return nil
 }
 
-// errProblems ends the program with status 1 after the findings have been printed.
-var errProblems = errors.New("this node cannot do dynamic MIG until the problems above are solved")
+// Errors that end the program with status 1 after the findings have been printed.
+var (
+	errProblems = errors.New("this node cannot do dynamic MIG until the problems above are solved")
+	errConfig   = errors.New("agents do not take this configuration until the problems above are solved")
+)
 
-// runCheck prints whether the node can do dynamic MIG.
+// runCheck prints whether the node can do dynamic MIG, and whether configuration files
+// are good.
 func runCheck(ctx context.Context, args []string, out, usage io.Writer) error {
 	var o options
 	var output, etc string
+	var configOnly bool
 	flags := flag.NewFlagSet("nodeagent check", flag.ContinueOnError)
 	flags.SetOutput(usage)
 	o.driverFlags(flags)
+	o.configFlags(flags)
+	flags.BoolVar(&configOnly, "config-only", false, "look at the configuration files only, which can be done on any machine")
 	flags.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "`name` of the Node object (default $NODE_NAME)")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server (default: it is not asked)")
 	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root `directory`")
@@ -137,6 +145,13 @@ func runCheck(ctx context.Context, args []string, out, usage io.Writer) error {
 	}
 	if output != "text" && output != "json" {
 		return fmt.Errorf("-o %q is neither text nor json; choose one", output)
+	}
+	findings := o.checkConfig()
+	switch {
+	case configOnly && o.deviceConfig+o.nodeConfig+o.migParted == "":
+		return errors.New("--config-only has no file to look at; give --device-config, --node-config or --mig-parted-config")
+	case configOnly:
+		return conclude(out, output, findings, "These configuration files are good.", errConfig)
 	}
 	node := nodecheck.Node{
 		Open: o.openChecked, Capabilities: o.capabilities(), Openers: openersOf(o.procDir), UID: os.Getuid(),
@@ -154,15 +169,41 @@ func runCheck(ctx context.Context, args []string, out, usage io.Writer) error {
 			return fmt.Errorf("making client: %w; correct the kubeconfig", err)
 		}
 	}
-	findings := node.Check(ctx)
+	return conclude(out, output, append(findings, node.Check(ctx)...), "This node can do dynamic MIG.", errProblems)
+}
+
+// checkConfig looks at the configuration files that flags name, as the agent would.
+func (o *options) checkConfig() []nodecheck.Finding {
+	const subject = "configuration"
+	var out []nodecheck.Finding
+	if err := agent.CheckConfig(o.deviceConfig, o.nodeConfig, o.migParted); err != nil {
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			out = append(out, nodecheck.Finding{Level: nodecheck.Problem, Subject: subject, Text: line})
+		}
+		return out
+	}
+	for _, file := range []string{o.deviceConfig, o.nodeConfig, o.migParted} {
+		if file != "" {
+			out = append(out, nodecheck.Finding{Level: nodecheck.OK, Subject: subject, Text: file + " has no mistake."})
+		}
+	}
+	if len(out) == 0 {
+		out = append(out, nodecheck.Finding{Level: nodecheck.Note, Subject: subject,
+			Text: "No configuration file was looked at; give --device-config, --node-config and --mig-parted-config."})
+	}
+	return out
+}
+
+// conclude prints findings and what they come to.
+func conclude(out io.Writer, output string, findings []nodecheck.Finding, good string, bad error) error {
 	if err := printFindings(out, output, findings); err != nil {
 		return err
 	}
 	if nodecheck.Failed(findings) {
-		return errProblems
+		return bad
 	}
 	if output == "text" {
-		_, err := fmt.Fprintln(out, "\nThis node can do dynamic MIG.")
+		_, err := fmt.Fprintln(out, "\n"+good)
 		return err
 	}
 	return nil

@@ -135,3 +135,49 @@ func TestFactsOfANodeWithALostGPU(t *testing.T) {
 		t.Error("the table of minors was not found below a relative --sim-root")
 	}
 }
+
+// TestCheckReadsConfigurationFiles: with the agent's own sentences, of all files at
+// once, on a machine without GPUs.
+func TestCheckReadsConfigurationFiles(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for file, text := range map[string]string{
+		"device.yaml": "nvidia:\n  defaultCores: 10\n",
+		"bad.yaml":    "nvidia:\n  defaultCores: 101\n",
+		"node.json":   `{"nodeconfig": [{"default": true, "migconfig": "all-disable"}]}`,
+		"good.json":   `{"nodeconfig": [{"default": true, "migconfig": "all-disabled"}]}`,
+		"mig.yaml":    "version: v1\nmig-configs:\n  all-disabled:\n  - {devices: all, mig-enabled: false}\n",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := runCheck(t.Context(), []string{"--config-only"}, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "give --device-config") {
+		t.Errorf("without a file runCheck = %v; want an error that says what to give", err)
+	}
+	for _, tt := range []struct {
+		name string
+		args []string
+		want error
+		says []string
+	}{
+		{"good ones", []string{"--device-config=device.yaml", "--node-config=good.json", "--mig-parted-config=mig.yaml"}, nil,
+			[]string{"OK  configuration  device.yaml has no mistake.", "OK  configuration  mig.yaml has no mistake.", "These configuration files are good."}},
+		{"mistakes in two files", []string{"--device-config=bad.yaml", "--node-config=node.json", "--mig-parted-config=mig.yaml"}, errConfig, []string{
+			"Problem  configuration  bad.yaml:2: nvidia.defaultCores is 101; write a whole number from 0 to 100\n",
+			`Problem  configuration  node.json:1: nodeconfig[0].migconfig is "all-disable"; mig.yaml has no such configuration; did you mean all-disabled?` + "\n"}},
+		{"no such file", []string{"--node-config=none.json"}, errConfig, []string{"Problem  configuration  reading configuration: open none.json: no such file or directory\n"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var out bytes.Buffer
+			err := runCheck(t.Context(), append(tt.args, "--config-only"), &out, io.Discard)
+			if !errors.Is(err, tt.want) || tt.want == nil && err != nil {
+				t.Errorf("runCheck = %v; want %v", err, tt.want)
+			}
+			for _, line := range tt.says {
+				if !strings.Contains(out.String(), line) {
+					t.Errorf("no line %q in:\n%s", line, out.String())
+				}
+			}
+		})
+	}
+}

@@ -6,7 +6,8 @@
 // the node's GPUs. It only wires packages together; decisions are in pkg/agent.
 //
 //	nodeagent [flags]        serve the node
-//	nodeagent check [flags]  say whether this node can do dynamic MIG
+//	nodeagent check [flags]  say whether this node can do dynamic MIG, and whether
+//	                         configuration files are good
 //	nodeagent facts [flags]  record what its GPUs are
 package main
 
@@ -33,6 +34,7 @@ import (
 	"github.com/dynamig/dynamig/pkg/deviceplugin"
 	"github.com/dynamig/dynamig/pkg/generated/clientset/versioned"
 	"github.com/dynamig/dynamig/pkg/hamicore"
+	"github.com/dynamig/dynamig/pkg/version"
 )
 
 func main() {
@@ -42,7 +44,7 @@ func main() {
 	if len(os.Args) > 1 && subcommands[os.Args[1]] != nil {
 		err = subcommands[os.Args[1]](ctx, os.Args[2:], os.Stdout, os.Stderr)
 	} else {
-		err = run(ctx, os.Args[1:], os.Stderr)
+		err = run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	}
 	if errors.Is(err, flag.ErrHelp) {
 		return
@@ -54,13 +56,16 @@ func main() {
 }
 
 // run is the program. It returns nil when ctx ends.
-func run(ctx context.Context, args []string, out io.Writer) error {
-	o, err := parse(args, out)
-	if err != nil {
+func run(ctx context.Context, args []string, out, usage io.Writer) error {
+	o, err := parse(args, usage)
+	switch {
+	case err != nil:
 		return err
-	}
-	if o.dryRun {
-		return dryRun(ctx, &o, os.Stdout)
+	case o.version:
+		_, err := fmt.Fprintln(out, "nodeagent", version.Text())
+		return err
+	case o.dryRun:
+		return dryRun(ctx, &o, out)
 	}
 	unlock, err := lock(o.stateDir)
 	if err != nil {

@@ -36,7 +36,7 @@ func TestBadFlagsGiveOneSentenceWithARemedy(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			var out bytes.Buffer
-			err := run(context.Background(), c.args, &out)
+			err := run(context.Background(), c.args, &out, &out)
 			if err == nil {
 				t.Fatal("run = nil, want an error")
 			}
@@ -46,6 +46,14 @@ func TestBadFlagsGiveOneSentenceWithARemedy(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestVersionNeedsNothing(t *testing.T) {
+	t.Setenv("NODE_NAME", "")
+	var out bytes.Buffer
+	if err := run(context.Background(), []string{"--version"}, &out, &out); err != nil || !strings.HasPrefix(out.String(), "nodeagent ") || strings.Count(out.String(), "\n") != 1 {
+		t.Errorf("--version = %v, prints %q; want one line that names the program", err, out.String())
 	}
 }
 

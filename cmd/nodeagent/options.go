@@ -43,6 +43,7 @@ type options struct {
 	hamiCoreLock string
 	listen       string
 	dryRun       bool
+	version      bool
 }
 
 // Values of --driver.
@@ -59,9 +60,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "`name` of the Node object (default $NODE_NAME)")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server (default: as a pod does)")
 	o.driverFlags(flags)
-	flags.StringVar(&o.deviceConfig, "device-config", "", "device configuration `file`, HAMi's device-config.yaml (default: none)")
-	flags.StringVar(&o.nodeConfig, "node-config", "", "node configuration `file`, HAMi's config.json (default: none, so that nothing is offered)")
-	flags.StringVar(&o.migParted, "mig-parted-config", "", "mig-parted's configuration `file`, of which entries of the node configuration name configurations as migconfig (default: none)")
+	o.configFlags(flags)
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/dynamig", "`directory` for what must survive restarts")
 	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root `directory`")
 	flags.StringVar(&o.cdiDir, "cdi-dir", cdi.DefaultPath, "`directory` of CDI files that the container runtime reads")
@@ -72,11 +71,19 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.StringVar(&o.hamiCoreLock, "hami-core-lock-dir", "/var/lib/dynamig/vgpulock", "`directory` of the host for the lock that all processes with HAMi-core share, in a place where only root can write; the agent must see it under the same path")
 	flags.StringVar(&o.listen, "listen", "", "`address` for /metrics, /healthz and /readyz, such as :9401 (default: none)")
 	flags.BoolVar(&o.dryRun, "dry-run", false, "say what the agent would do if it were started now, touch nothing, and end")
+	flags.BoolVar(&o.version, "version", false, "print what this program was built from, and end")
 	addVerbosity(flags)
-	if err := parseAll(flags, args); err != nil {
+	if err := parseAll(flags, args); err != nil || o.version {
 		return o, err
 	}
 	return o, o.check()
+}
+
+// configFlags name the configuration files.
+func (o *options) configFlags(flags *flag.FlagSet) {
+	flags.StringVar(&o.deviceConfig, "device-config", "", "device configuration `file`, HAMi's device-config.yaml (default: none)")
+	flags.StringVar(&o.nodeConfig, "node-config", "", "node configuration `file`, HAMi's config.json (default: none, so that nothing is offered)")
+	flags.StringVar(&o.migParted, "mig-parted-config", "", "mig-parted's configuration `file`, of which entries of the node configuration name configurations as migconfig (default: none)")
 }
 
 // addVerbosity adds klog's -v and -vmodule, and leaves its flags for files out.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -85,43 +86,51 @@ func (a *Agent) count(digest string) int64 {
 	return generation
 }
 
+// CheckConfig says what the agent would say of configuration files, a line for each
+// problem; an empty name stands for no file. It asks neither hardware nor cluster.
+func CheckConfig(deviceConfig, nodeConfig, migParted string) error {
+	_, _, err := readSettings(&Config{DeviceConfig: deviceConfig, NodeConfig: nodeConfig, MIGPartedConfig: migParted})
+	return err
+}
+
+// readSettings reads the files, and returns a digest of them, too. The error joins the
+// problems of all.
 func readSettings(c *Config) (*settings, string, error) {
 	s := &settings{device: config.DefaultDevice()}
 	sum := sha256.New()
-	read := func(file string, parse func([]byte) error) error {
+	var problems []error
+	read := func(file string, parse func([]byte) error) {
 		if file == "" {
-			return nil
+			return
 		}
 		text, err := os.ReadFile(file)
 		if err != nil {
-			return fmt.Errorf("reading configuration: %w", err)
+			problems = append(problems, fmt.Errorf("reading configuration: %w", err))
+			return
 		}
 		fmt.Fprintf(sum, "%d ", len(text))
 		_, _ = sum.Write(text)
-		return parse(text)
+		if err := parse(text); err != nil {
+			problems = append(problems, err)
+		}
 	}
-	err := read(c.DeviceConfig, func(text []byte) (err error) {
+	read(c.DeviceConfig, func(text []byte) (err error) {
 		s.device, err = config.ParseDevice(c.DeviceConfig, text)
 		return err
 	})
-	if err != nil {
-		return nil, "", err
-	}
 	var cuts *config.MIGParted
-	err = read(c.MIGPartedConfig, func(text []byte) (err error) {
+	read(c.MIGPartedConfig, func(text []byte) (err error) {
 		cuts, err = config.ParseMIGParted(c.MIGPartedConfig, text)
 		return err
 	})
-	if err != nil {
-		return nil, "", err
-	}
-	err = read(c.NodeConfig, func(text []byte) (err error) {
-		if s.nodes, err = config.ParseNode(c.NodeConfig, text); err == nil {
-			err = s.nodes.UseMIGParted(cuts)
+	read(c.NodeConfig, func(text []byte) (err error) {
+		s.nodes, err = config.ParseNode(c.NodeConfig, text)
+		if err != nil || cuts == nil && c.MIGPartedConfig != "" {
+			return err // what a bad file of mig-parted would have cannot be told
 		}
-		return err
+		return s.nodes.UseMIGParted(cuts)
 	})
-	if err != nil {
+	if err := errors.Join(problems...); err != nil {
 		return nil, "", err
 	}
 	return s, hex.EncodeToString(sum.Sum(nil)), nil
