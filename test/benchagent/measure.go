@@ -4,6 +4,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -51,7 +52,7 @@ func (b *bench) inTurn(slow, atOnce bool) {
 		pods, inNVML = 100, createTime+destroyTime
 	}
 	var own []time.Duration
-	noise, cpu := listen(), b.processorTime(n)
+	sleeps, writes, cpu := sample(sleepLate), sample(b.writeSynced), b.processorTime(n)
 	for i := range pods + 1 {
 		p := n.Bind(fmt.Sprint("p", i), []string{"main=0:1g.5gb@0", "main=0:2g.10gb@0"}[i%2])
 		p.Await(node.Running)
@@ -64,7 +65,7 @@ func (b *bench) inTurn(slow, atOnce bool) {
 			b.withdrawn(n, slots)
 		}
 	}
-	late, cpu := noise(), b.processorTime(n)-cpu
+	late, waits, cpu := sleeps(), writes(), b.processorTime(n)-cpu
 	got, p99 := percentiles(own)
 	if atOnce {
 		b.row(fmt.Sprintf("the same, each pod at once after the last, %s", named(slow)), got, "-", true)
@@ -74,6 +75,8 @@ func (b *bench) inTurn(slow, atOnce bool) {
 		"p99 < "+overheadTarget.String(), p99 < overheadTarget)
 	got, _ = percentiles(late)
 	b.row("how late this machine woke a sleeper meanwhile, p50 / p99", got, "-", true)
+	got, _ = percentiles(waits)
+	b.row("how long its disk took for a small file meanwhile, p50 / p99", got, "-", true)
 	b.row("the agent's processor time for a start, "+named(slow), round(cpu/time.Duration(pods+1)), "-", true)
 }
 
@@ -84,28 +87,51 @@ func percentiles(all []time.Duration) (drawn string, p99 time.Duration) {
 	return fmt.Sprintf("%s / %s", round(all[len(all)/2]), round(p99)), p99
 }
 
-// listen measures how late short sleeps end, until the function that it returns is
-// called.
-func listen() (end func() []time.Duration) {
-	var late []time.Duration
+// sample measures again and again, until the function that it returns is called.
+func sample(measure func() time.Duration) (end func() []time.Duration) {
+	var all []time.Duration
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
 		for {
-			began := time.Now()
 			select {
 			case <-stop:
 				return
-			case <-time.After(time.Millisecond):
-				late = append(late, time.Since(began)-time.Millisecond)
+			default:
+				all = append(all, measure())
 			}
 		}
 	}()
 	return func() []time.Duration {
 		close(stop)
 		<-done
-		return late
+		return all
 	}
+}
+
+// sleepLate is by how much a short sleep is too long.
+func sleepLate() time.Duration {
+	began := time.Now()
+	time.Sleep(time.Millisecond)
+	return time.Since(began) - time.Millisecond
+}
+
+// writeSynced is how long a small file takes to the disk, of which the agent writes
+// some for each pod. It does so at leisure, since it disturbs.
+func (b *bench) writeSynced() time.Duration {
+	time.Sleep(100 * time.Millisecond)
+	began := time.Now()
+	f, err := os.Create(filepath.Join(b.dir, "probe"))
+	if err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+	if err == nil {
+		err = errors.Join(f.Sync(), f.Close())
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return time.Since(began)
 }
 
 // processorTime is what the agent has used so far.
