@@ -178,18 +178,21 @@ func (f *replayFlags) run(ctx context.Context, s *screen) error {
 }
 
 func (f *replayFlags) readFleet() (*replay.Fleet, error) {
-	if f.device == "" {
-		return replay.ParseFleet(f.fleet, nil)
+	var device *config.Device
+	if f.device != "" {
+		text, err := os.ReadFile(f.device)
+		if err != nil {
+			return nil, fmt.Errorf("reading --device-config: %w", err)
+		}
+		if device, err = config.ParseDevice(f.device, text); err != nil {
+			return nil, err
+		}
 	}
-	text, err := os.ReadFile(f.device)
+	fleet, err := replay.ParseFleet(f.fleet, device)
 	if err != nil {
-		return nil, fmt.Errorf("reading --device-config: %w", err)
+		return nil, usageError{err}
 	}
-	device, err := config.ParseDevice(f.device, text)
-	if err != nil {
-		return nil, err
-	}
-	return replay.ParseFleet(f.fleet, device)
+	return fleet, nil
 }
 
 func (f *replayFlags) readTrace(in io.Reader, fleet *replay.Fleet) (*replay.Trace, error) {
@@ -236,11 +239,11 @@ func (f *replayFlags) printTable(out io.Writer, results []*replay.Result) error 
 	fmt.Fprintln(w, policy("POLICY")+"\t"+strings.Join(head, "\t")+"\t")
 	for _, r := range results {
 		cells := []string{
-			fmt.Sprint(r.Accepted), fmt.Sprint(r.Rejected), percent(r.AcceptedSliceSeconds, r.OfferedSliceSeconds),
-			percent(r.Utilisation, 1), percent(r.ComputeUtilisation, 1), "-", fmt.Sprintf("%.1f", r.GPUsOn), fmt.Sprint(r.GPUsPeak),
+			fmt.Sprint(r.Accepted), fmt.Sprint(r.Rejected), workDone(r),
+			percent(r.Utilisation), percent(r.ComputeUtilisation), "-", fmt.Sprintf("%.1f", r.GPUsOn), fmt.Sprint(r.GPUsPeak),
 		}
 		if r.Stranded != nil {
-			cells[5] = percent(*r.Stranded, 1)
+			cells[5] = percent(*r.Stranded)
 		}
 		if queue {
 			for _, wait := range []float64{r.WaitMean, r.WaitP50, r.WaitP95, r.WaitP99} {
@@ -255,23 +258,35 @@ func (f *replayFlags) printTable(out io.Writer, results []*replay.Result) error 
 	}
 	fmt.Fprintln(out, "\nWORK is the part of the offered slice-seconds that was accepted; MEMORY and COMPUTE are the parts\n"+
 		"of the fleet's slices in use, STRANDED of its free ones that no job of the trace could use.")
+	if slices.ContainsFunc(results, func(r *replay.Result) bool { return workDone(r) == "-" }) {
+		fmt.Fprintln(out, "WORK is - where what was rejected is not known in slice-seconds: such a job fits no GPU, or runs forever\n"+
+			"and came last. A duration for each job makes it known.")
+	}
 	if n := first.Impossible; n > 0 {
-		ask := "ask"
+		ask, where := "ask", ""
 		if n == 1 {
 			ask = "asks"
 		}
-		fmt.Fprintf(out, "%d of the rejected jobs %s for what not even the idle fleet could hold.\n", n, ask)
+		if first.ImpossibleLine > 0 {
+			where = fmt.Sprintf("; the first is line %d of %s", first.ImpossibleLine, f.trace)
+		}
+		fmt.Fprintf(out, "%d of the rejected jobs %s for what not even the idle fleet could hold%s.\n", n, ask, where)
 	}
 	return nil
 }
 
-// percent is a part of a whole; nothing of nothing is all of it.
-func percent(part, whole float64) string {
-	if whole == 0 {
-		return "100.0%"
+// workDone is the part of the offered work that was accepted; "-" where it is not known
+// how much was offered: by jobs that were rejected and fit no GPU, or run forever and
+// came last.
+func workDone(r *replay.Result) string {
+	if r.OfferedSliceSeconds == 0 || r.Rejected > 0 && r.AcceptedSliceSeconds == r.OfferedSliceSeconds {
+		return "-"
 	}
-	return fmt.Sprintf("%.1f%%", 100*part/whole)
+	return percent(r.AcceptedSliceSeconds / r.OfferedSliceSeconds)
 }
+
+// percent of a part from 0 to 1.
+func percent(part float64) string { return fmt.Sprintf("%.1f%%", 100*part) }
 
 // progress is a line on a terminal that says how far a replay is.
 type progress struct {

@@ -28,11 +28,12 @@ func jobs(t *testing.T) string {
 
 // TestReplayTable compares with a golden file, less what depends on the machine.
 func TestReplayTable(t *testing.T) {
-	got := runWith(t, "replay", "--fleet", "1x1xA30-24GB", "--trace", jobs(t), "--mode", "queue", "--policy", "ours,hami-2.10")
+	trace := jobs(t)
+	got := runWith(t, "replay", "--fleet", "1x1xA30-24GB", "--trace", trace, "--mode", "queue", "--policy", "ours,hami-2.10")
 	if got.code != exitFine || got.err != "" {
 		t.Fatalf("exit code %d, %s", got.code, got.err)
 	}
-	out := regexp.MustCompile(`(?m) +[0-9]+$`).ReplaceAllString(strings.ReplaceAll(got.out, "NS/DECISION", ""), "")
+	out := regexp.MustCompile(`(?m) +[0-9]+$`).ReplaceAllString(strings.NewReplacer("NS/DECISION", "", filepath.Dir(trace)+"/", "").Replace(got.out), "")
 	out = regexp.MustCompile(`(?m) +$`).ReplaceAllString(out, "")
 	want, err := os.ReadFile("testdata/replay.txt")
 	if err != nil {
@@ -84,7 +85,7 @@ func TestReplayMistakes(t *testing.T) {
 		{[]string{fleet, "--trace", trace, "--policy", "best"}, exitUsage, `--policy "best" is not known; use ours, `},
 		{[]string{fleet, "--trace", trace, "--warmup", "1"}, exitUsage, "--warmup is 1; use"},
 		{[]string{fleet, "--trace", trace, "-o", "yaml"}, exitUsage, `--output is "yaml"; use table or json`},
-		{[]string{"--fleet=12x8", "--trace", trace}, exitError, `parsing fleet "12x8": want nodes x GPUs`},
+		{[]string{"--fleet=12x8", "--trace", trace}, exitUsage, `parsing fleet "12x8": want nodes x GPUs`},
 		{[]string{fleet, "--trace", "/nowhere.csv"}, exitError, "reading --trace: open /nowhere.csv"},
 		{[]string{fleet, "--trace", trace, "--device-config", "/nowhere.yaml"}, exitError, "reading --device-config: open /nowhere.yaml"},
 		{[]string{fleet, "--trace", trace, "--device-config", trace}, exitError, "jobs.csv:1"},
@@ -96,6 +97,40 @@ func TestReplayMistakes(t *testing.T) {
 		got := runWith(t, append([]string{"replay"}, tc.args...)...)
 		if got.code != tc.code || !strings.Contains(got.err, tc.says) || got.out != "" {
 			t.Errorf("replay %v = %d, %q; want %d, %q", tc.args, got.code, got.err, tc.code, tc.says)
+		}
+	}
+}
+
+// TestReplayWorkThatIsNotKnown: what was rejected cannot be counted as done.
+func TestReplayWorkThatIsNotKnown(t *testing.T) {
+	unknown := regexp.MustCompile(`ours +\d+ +1 +- `)
+	for _, tc := range []struct{ name, jobs, says string }{
+		{"impossible", "0,10,800000\n", "1 of the rejected jobs asks for what not even the idle fleet could hold; the first is line 2 of "},
+		{"forever", "0,3600,8000\n12,600,20000\n30,,\n", "WORK is - where"},
+	} {
+		file := filepath.Join(t.TempDir(), "jobs.csv")
+		if err := os.WriteFile(file, []byte("arrival,duration,gpumem\n"+tc.jobs), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got := runWith(t, "replay", "--fleet", "1x1xA100-SXM4-40GB", "--trace", file)
+		if got.code != exitFine || !strings.Contains(got.out, tc.says) || !unknown.MatchString(got.out) {
+			t.Errorf("replay of %s jobs = %d, %q; want %q and WORK -:\n%s", tc.name, got.code, got.err, tc.says, got.out)
+		}
+	}
+}
+
+// TestReplayOtherFiles: what is no trace of ours may be one of another form.
+func TestReplayOtherFiles(t *testing.T) {
+	for header, says := range map[string]string{
+		"name,num_gpu,gpu_milli\nx,1,1000\n": "use --trace-format openb",
+		"arrival;duration;gpumem\n0;1;2\n":   "separate the columns by commas",
+	} {
+		file := filepath.Join(t.TempDir(), "jobs.csv")
+		if err := os.WriteFile(file, []byte(header), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := runWith(t, "replay", "--fleet", "1x2xA100-SXM4-40GB", "--trace", file); got.code != exitError || !strings.Contains(got.err, says) {
+			t.Errorf("replay = %d, %q; want %q", got.code, got.err, says)
 		}
 	}
 }

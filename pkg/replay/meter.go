@@ -26,6 +26,7 @@ type meter struct {
 	peak  int     // GPUs on, since from
 
 	accepted, rejected, impossible, oversize int
+	impossibleLine                           int // of the first such job
 	offered, taken                           work
 	waits                                    []float64
 }
@@ -106,6 +107,9 @@ func (m *meter) refused(job int, impossible bool) {
 	}
 	m.rejected++
 	if impossible {
+		if m.impossible == 0 {
+			m.impossibleLine = m.jobs[job].Line
+		}
 		m.impossible++
 	}
 }
@@ -113,7 +117,7 @@ func (m *meter) refused(job int, impossible bool) {
 // result fills in what was measured.
 func (m *meter) result(f *Fleet, r *Result) {
 	r.Jobs, r.Accepted, r.Rejected = len(m.jobs)-m.warm, m.accepted, m.rejected
-	r.Impossible, r.Oversize = m.impossible, m.oversize
+	r.Impossible, r.ImpossibleLine, r.Oversize = m.impossible, m.impossibleLine, m.oversize
 	r.OfferedSliceSeconds, r.AcceptedSliceSeconds = m.offered.until(m.end), m.taken.until(m.end)
 
 	span := m.end - m.from

@@ -17,6 +17,8 @@ type Result struct {
 	Rejected int `json:"rejected"`
 	// Impossible are the rejected jobs that not even the idle fleet could hold.
 	Impossible int `json:"impossible"`
+	// ImpossibleLine is where the first of them is in the trace's file; 0 without.
+	ImpossibleLine int `json:"impossible_line,omitempty"`
 	// Oversize is the number of accepted devices that are larger than needed.
 	Oversize int `json:"oversize"`
 

@@ -150,10 +150,23 @@ func (t *table) header() error {
 func (t *table) need(names ...string) error {
 	for _, name := range names {
 		if _, ok := t.at[name]; !ok {
-			return fmt.Errorf("%s:1:1: there is no column %q in the header", t.file, name)
+			return fmt.Errorf("%s:1:1: there is no column %q in the header%s", t.file, name, t.mistaken())
 		}
 	}
 	return nil
+}
+
+// mistaken says what else a file without our columns may be; empty where that is not
+// known.
+func (t *table) mistaken() string {
+	_, openb := t.at["num_gpu"]
+	switch {
+	case openb:
+		return "; it looks like an openb trace: use --trace-format openb"
+	case t.width == 1 && slices.ContainsFunc(slices.Collect(maps.Keys(t.at)), func(name string) bool { return strings.ContainsAny(name, ";\t") }):
+		return "; separate the columns by commas"
+	}
+	return ""
 }
 
 // doubts says which unknown columns look like known ones, and whether no column says
