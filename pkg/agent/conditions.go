@@ -5,6 +5,7 @@ package agent
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -83,7 +84,29 @@ func (f *findings) readiness() metav1.Condition {
 		condition.Status, condition.Reason = metav1.ConditionTrue, reasonOffering
 		condition.Message = strings.Join(append([]string{fmt.Sprintf("%d of %d GPUs take new work.", offered, len(inv.gpus))}, whys...), "\n")
 	}
+	if n := f.orphans(); n > 0 {
+		condition.Message += fmt.Sprintf("\nPods that keep devices of GPUs that the agent does not manage now, until they end: %d.", n)
+	}
 	return condition
+}
+
+// orphans counts the pods that hold devices of GPUs that are not reported.
+func (f *findings) orphans() int {
+	if f.inventory == nil {
+		return 0
+	}
+	reported := map[string]bool{}
+	for i := range f.inventory.gpus {
+		reported[string(f.inventory.gpus[i].ID)] = true
+	}
+	n := 0
+	for _, o := range f.owners {
+		if slices.ContainsFunc(o.spans, func(s v1alpha1.Span) bool { return !reported[s.GPU] }) ||
+			slices.ContainsFunc(o.shares, func(d v1alpha1.Device) bool { return !reported[d.GPU] }) {
+			n++
+		}
+	}
+	return n
 }
 
 // offered counts the GPUs that take new instances and says why the others do not.

@@ -301,6 +301,27 @@ func TestShareWaitsForAGoodConfiguration(t *testing.T) {
 	})
 }
 
+// Pods outlive the entry that gave them their GPUs, and are not forgotten by the report.
+func TestPodsWithoutAnEntryAreCounted(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		for i, name := range []string{"a", "b", "c"} {
+			b.bind(pod{name: name, devices: b.on(i%2, fmt.Sprintf("1g.5gb@%d", i))})
+			b.mustPrepare(name)
+		}
+		const sentence = "Pods that keep devices of GPUs that the agent does not manage now, until they end: %d."
+		b.reconfigure(`{"nodeconfig": [{"name": "node1", "operatingmode": "mig", "filterdevices": {"index": [1]}}]}`)
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "\n"+fmt.Sprintf(sentence, 1))
+		b.reconfigure(`{"nodeconfig": []}`)
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "add one to the node configuration.\n"+fmt.Sprintf(sentence, 3))
+		b.remove("a")
+		b.remove("b")
+		b.remove("c")
+		if got := b.condition(v1alpha1.ConditionReady); strings.Contains(got, "Pods that keep") {
+			t.Errorf("after the pods the condition is %q", got)
+		}
+	})
+}
+
 func TestLabelsChooseTheEntry(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		b.reconfigure(`{"nodeconfig": [{"nodeSelector": {"pool": "gpu"}, "operatingmode": "mig"}]}`)
