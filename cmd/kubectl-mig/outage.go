@@ -23,43 +23,46 @@ import (
 // A GPUNode and pods stay as they are when an agent, a kubelet or the scheduler is
 // dead. That shows on the Node and on the scheduler's lease.
 
-// outage is why a node takes no pods and starts none, whatever its GPUNode says.
+// outage is a pool.Outage in words.
 type outage struct {
-	word string // for a column
+	word pool.Outage
 	text string // a sentence with the remedy
 }
-
-// noAgent is the word for a node whose agent does not run.
-const noAgent = "NoAgent"
 
 // outageOf is nil where nothing is amiss, and where Nodes may not be read.
 func (s *survey) outageOf(p *pool.NodePicture) *outage {
 	if s.nodes == nil {
 		return nil
 	}
-	node, ok := s.nodes[p.Name]
-	if !ok {
-		return &outage{"NodeGone", "Its Node is gone, and this is the agent's last report."}
+	node, count := s.nodes[p.Name], s.opts.Resources().Count
+	var kubelet *pool.Kubelet
+	if node != nil {
+		k := pool.KubeletOf(node, count)
+		kubelet = &k
 	}
-	if c := notReady(node); c != nil {
-		return &outage{"NotReady", fmt.Sprintf("The Node is not ready (%s): nothing starts here until its kubelet is back, and this is the last report.", cmp.Or(c.Message, c.Reason))}
+	text := ""
+	word := p.Outage(kubelet)
+	switch word {
+	case pool.NodeGone:
+		text = "Its Node is gone, and this is the agent's last report."
+	case pool.NotReady:
+		text = fmt.Sprintf("The Node is not ready (%s): nothing starts here until its kubelet is back, and this is the last report.", whyNotReady(node))
+	case pool.NoAgent:
+		text = fmt.Sprintf("No agent runs: kubelet counts no %s here, so nothing new comes, and this is the last report. Start dynamig-nodeagent on %s.", count, p.Name)
+	default:
+		return nil
 	}
-	offers := slices.ContainsFunc(p.GPUs, func(g pool.GPUPicture) bool { return g.Offered || g.Shares != nil })
-	if offers && s.agentless(node) {
-		return &outage{noAgent, fmt.Sprintf("No agent runs: kubelet counts no %s here, so nothing new comes, and this is the last report. Start dynamig-nodeagent on %s.",
-			s.opts.Resources().Count, p.Name)}
-	}
-	return nil
+	return &outage{word, text}
 }
 
-// notReady is the Node's condition; nil where it is ready, or has none yet.
-func notReady(node *v1.Node) *v1.NodeCondition {
+// whyNotReady is what the condition of a Node says that is not ready.
+func whyNotReady(node *v1.Node) string {
 	for i := range node.Status.Conditions {
-		if c := &node.Status.Conditions[i]; c.Type == v1.NodeReady && c.Status != v1.ConditionTrue {
-			return c
+		if c := &node.Status.Conditions[i]; c.Type == v1.NodeReady {
+			return cmp.Or(c.Message, c.Reason)
 		}
 	}
-	return nil
+	return ""
 }
 
 // agentless reports whether kubelet counts no slots: it drops them at once when the
@@ -88,7 +91,7 @@ func (s *survey) agentlessNodes() []string {
 	var out []string
 	for _, n := range s.gpuNodes {
 		picture := s.opts.Draw(n, nil, &pool.Catalogues{})
-		if found := s.outageOf(&picture); found != nil && found.word == noAgent {
+		if found := s.outageOf(&picture); found != nil && found.word == pool.NoAgent {
 			out = append(out, n.Name)
 		}
 	}
@@ -119,19 +122,6 @@ func (s *survey) startAgent(fleet *pool.Fleet, pod *v1.Pod) *pool.Trial {
 		return nil
 	}
 	return &trials.Placed[0]
-}
-
-// withhold draws GPUs as what they are during an outage: nothing new is placed there.
-func withhold(gpus []pool.GPUPicture) {
-	for i := range gpus {
-		g := &gpus[i]
-		g.Offered, g.FreeSlices, g.LargestFree, g.LargestFreeSlices, g.Fits = false, 0, "", 0, nil
-		if g.Shares != nil {
-			shares := *g.Shares
-			shares.FreeCount, shares.FreeMemoryMiB = 0, 0
-			g.Shares = &shares
-		}
-	}
 }
 
 // leaseSilence is how old a lease must be before the scheduler counts as dead: four

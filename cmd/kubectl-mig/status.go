@@ -175,8 +175,8 @@ func (v *survey) status(o statusOptions, selector labels.Selector) fleetStatus {
 		}
 		picture := nodeStatus{NodePicture: v.opts.Draw(n, v.podsOn(n.Name), &catalogues)}
 		if out := v.outageOf(&picture.NodePicture); out != nil {
-			picture.Outage, picture.word = out.text, out.word
-			withhold(picture.GPUs)
+			picture.Outage, picture.word = out.text, string(out.word)
+			picture.Withhold()
 		}
 		all := len(picture.GPUs)
 		picture.GPUs = slices.DeleteFunc(picture.GPUs, func(g pool.GPUPicture) bool { return !o.shows(&g) })

@@ -53,7 +53,7 @@ var gpuFamilies = []family{
 		each: perGPU(func(g *pool.GPUPicture) float64 { return one(g.Offered) }),
 	}, {
 		name: "dynamig_gpu_memory_slices", unit: "memory slices", group: GroupGPU, labels: append(slices.Clone(gpuLabels), "state"),
-		help:   "Memory slices by state: used (a pod's, live or not yet), free (idle instances included), foreign, stuck, withheld (free, on a GPU that is not offered). They add up to the GPU.",
+		help:   "Memory slices by state: used (a pod's, live or not yet), free (idle instances included), foreign, stuck, withheld (free, on a GPU that is not offered, or a node whose agent or kubelet is down). They add up to the GPU.",
 		source: "node view",
 		each: func(s *scrape, emit func(float64, ...string)) {
 			s.eachGPU(func(n *Drawn, g *pool.GPUPicture, index string) {

@@ -51,14 +51,8 @@ type Drawn struct {
 // Picture is what readers get of a node.
 type Picture struct {
 	*pool.NodePicture
-	Kubelet *Kubelet `json:"kubelet,omitempty"` // nil where the cluster has no such Node
-}
-
-// Kubelet is what a node's kubelet says. The agent has no heartbeat: that it is gone
-// shows here, as no devices.
-type Kubelet struct {
-	Devices int64 `json:"devices"` // allocatable, of the resource that devices are counted by
-	Ready   bool  `json:"ready"`   // the Node's condition
+	Kubelet *pool.Kubelet `json:"kubelet,omitempty"` // nil where the cluster has no such Node
+	Outage  pool.Outage   `json:"outage,omitempty"`  // the GPUs have nothing free then
 }
 
 // JSON is the picture encoded, once for all readers.
@@ -92,14 +86,14 @@ type entry struct {
 	node   *pool.Node
 	ledger uint64
 	pods   uint64
-	host   Kubelet
-	hosted bool // the cluster has the Node
+	host   *pool.Kubelet // nil where the cluster has no such Node
 	drawn  *Drawn
 }
 
 // same reports whether both are drawn from the same.
 func (e *entry) same(now *entry) bool {
-	return e.obj == now.obj && e.node == now.node && e.ledger == now.ledger && e.pods == now.pods && e.host == now.host && e.hosted == now.hosted
+	return e.obj == now.obj && e.node == now.node && e.ledger == now.ledger && e.pods == now.pods &&
+		(e.host == now.host || e.host != nil && now.host != nil && *e.host == *now.host)
 }
 
 // epochs counts changes by node name. Safe for parallel use.
@@ -216,7 +210,7 @@ func (f *Fleet) draw(epochs map[string]uint64, version uint64) (changed bool) {
 		there[n.Name] = struct{}{}
 		node, _ := f.src.Pool.Node(n.Name) // its error is drawn
 		now := entry{obj: n, node: node, ledger: f.src.Pool.Revision(n.Name), pods: epochs[n.Name]}
-		now.host, now.hosted = f.kubelet(n.Name, resource)
+		now.host = f.kubelet(n.Name, resource)
 		if e := f.entries[n.Name]; e != nil && e.same(&now) {
 			continue
 		}
@@ -237,30 +231,27 @@ func (f *Fleet) draw(epochs map[string]uint64, version uint64) (changed bool) {
 
 func (f *Fleet) drawOne(e *entry, version uint64) *Drawn {
 	picture := f.src.Pool.Draw(e.obj, f.podsOn(e.obj.Name))
-	d := &Drawn{Picture: Picture{NodePicture: &picture}, Version: version}
-	if e.hosted {
-		d.Kubelet = &e.host
+	d := &Drawn{Picture: Picture{NodePicture: &picture, Kubelet: e.host}, Version: version}
+	if f.src.Nodes == nil {
+		return d
+	}
+	if d.Outage = picture.Outage(e.host); d.Outage != "" {
+		picture.Withhold()
 	}
 	return d
 }
 
-// kubelet is what the Node of the name says; false where there is none.
-func (f *Fleet) kubelet(name string, resource v1.ResourceName) (Kubelet, bool) {
+// kubelet is what the Node of the name says; nil where there is none.
+func (f *Fleet) kubelet(name string, resource v1.ResourceName) *pool.Kubelet {
 	if f.src.Nodes == nil {
-		return Kubelet{}, false
+		return nil
 	}
 	n, err := f.src.Nodes.Get(name)
 	if err != nil {
-		return Kubelet{}, false
+		return nil
 	}
-	devices := n.Status.Allocatable[resource]
-	k := Kubelet{Devices: devices.Value()}
-	for i := range n.Status.Conditions {
-		if c := &n.Status.Conditions[i]; c.Type == v1.NodeReady {
-			k.Ready = c.Status == v1.ConditionTrue
-		}
-	}
-	return k, true
+	k := pool.KubeletOf(n, resource)
+	return &k
 }
 
 // forget drops the older half of the nodes that are no more, when there are too many.

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/monitor"
@@ -268,30 +270,48 @@ func TestFlagsThatDoNotFit(t *testing.T) {
 }
 
 // TestKubeletIsPartOfThePicture: what kubelet says of a node is shown beside what the
-// agent says, and a change of it is news.
+// agent says, and a change of it is news. During an outage the node has nothing free.
 func TestKubeletIsPartOfThePicture(t *testing.T) {
 	f := newFleet(t, 0, 0)
 	addNode(t, f, "n", "A100-40GB", 1)
 	m := monitorOf(t, f, everything)
 	url := serve(t, m)
 	s := watch(t, url+"/monitor/v1/watch")
-	kubelet := func() string {
-		_, m := s.next()
-		text, err := json.Marshal(m.Nodes[0].Kubelet)
-		if err != nil {
-			t.Fatal(err)
+	ready := func(status metav1.ConditionStatus) func() error {
+		return func() error {
+			f.Change("n", func(s *v1alpha1.GPUNodeStatus) {
+				meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionReady).Status = status
+			})
+			return nil
 		}
-		return string(text)
 	}
-	for _, says := range []monitor.Kubelet{{Devices: 7, Ready: true}, {Ready: true}, {Devices: 7}} {
-		if err := f.Kubelet("n", says); err != nil {
+	says := func(k pool.Kubelet) func() error { return func() error { return f.Kubelet("n", k) } }
+	for _, step := range []struct {
+		change func() error
+		outage pool.Outage
+		free   int
+	}{
+		{says(pool.Kubelet{Devices: 7, Ready: true}), "", 8},
+		{says(pool.Kubelet{Devices: 0, Ready: true}), pool.NoAgent, 0},
+		{ready(metav1.ConditionFalse), "", 8}, // an agent that offers nothing is there, and says why
+		{ready(metav1.ConditionTrue), pool.NoAgent, 0},
+		{says(pool.Kubelet{Devices: 7}), pool.NotReady, 0},
+	} {
+		if err := step.change(); err != nil {
 			t.Fatal(err)
 		}
-		if got, want := kubelet(), fmt.Sprintf(`{"devices":%d,"ready":%t}`, says.Devices, says.Ready); got != want {
-			t.Errorf("the stream says %s, want %s", got, want)
+		_, got := s.next()
+		n := got.Nodes[0]
+		if n.Outage != step.outage || n.GPUs[0].FreeSlices != step.free {
+			t.Errorf("the stream says outage %q and %d free slices, want %q and %d", n.Outage, n.GPUs[0].FreeSlices, step.outage, step.free)
 		}
-		if want := fmt.Sprintf("dynamig_node_allocatable_devices{node=\"n\"} %d\n", says.Devices); !strings.Contains(string(scrapeText(t, m)), want) {
-			t.Errorf("the metrics lack %q", want)
+		for _, want := range []string{
+			fmt.Sprintf("dynamig_node_allocatable_devices{node=\"n\"} %d\n", n.Kubelet.Devices),
+			fmt.Sprintf("state=\"free\"} %d\n", step.free), fmt.Sprintf("state=\"withheld\"} %d\n", 8-step.free),
+		} {
+			if !strings.Contains(string(scrapeText(t, m)), want) {
+				t.Errorf("the metrics lack %q", want)
+			}
 		}
 	}
 }

@@ -121,12 +121,12 @@ func (f *Fleet) AddNode(name, board string, gpus int, templates ...[]string) err
 	}
 	f.reports[name] = n
 	f.gpuNodes.Add(n.DeepCopy())
-	return f.Kubelet(name, monitor.Kubelet{Devices: int64(7 * gpus), Ready: true})
+	return f.Kubelet(name, pool.Kubelet{Devices: int64(7 * gpus), Ready: true})
 }
 
 // Kubelet makes a node's kubelet say something else: no devices are what it says when
 // the agent is gone.
-func (f *Fleet) Kubelet(node string, says monitor.Kubelet) error {
+func (f *Fleet) Kubelet(node string, says pool.Kubelet) error {
 	ready := v1.ConditionUnknown
 	if says.Ready {
 		ready = v1.ConditionTrue

@@ -32,13 +32,18 @@ var cases = map[string]struct {
 		quiet:   []situation{`dynamig_node_oldest_preparation_seconds{node="n1"} 119x99`},
 	},
 	"DynamigAgentDown": {
-		fires: `dynamig_node_gpus{node="n1"} 8x99
+		fires: `dynamig_node_condition{node="n1",condition="Ready"} 1x99
 			dynamig_node_allocatable_devices{node="n1"} 0x99`,
-		summary: "Node n1 has GPUs and offers none to kubelet",
+		summary: "The agent of node n1 offered GPUs last, and kubelet counts none",
 		quiet: []situation{
-			`dynamig_node_gpus{node="n1"} 8x99
+			`dynamig_node_condition{node="n1",condition="Ready"} 1x99
 			dynamig_node_allocatable_devices{node="n1"} 56x99`,
+			// Its agent says that it offers none: all are cordoned or unhealthy.
+			`dynamig_node_gpus{node="n1"} 8x99
+			dynamig_node_condition{node="n1",condition="Ready"} 0x99
+			dynamig_node_allocatable_devices{node="n1"} 0x99`,
 			`dynamig_node_gpus{node="without"} 0x99
+			dynamig_node_condition{node="without",condition="Ready"} 0x99
 			dynamig_node_allocatable_devices{node="without"} 0x99`,
 		},
 	},

@@ -80,7 +80,7 @@ function share(node, gpu, s, at, whole) {
 /** bar is a GPU's row to scale. */
 export function bar(node, gpu, known) {
   const shares = gpu.shares;
-  const row = el("div", { class: "bar", role: "group", "aria-label": `GPU ${gpu.index} of ${node.name}, ${left(gpu)}` });
+  const row = el("div", { class: "bar", role: "group", "aria-label": `GPU ${gpu.index} of ${node.name}, ${left(node, gpu)}` });
   row.style.setProperty("--slices", shares ? 1 : gpu.memorySlices);
   if (shares) {
     let at = 0;
@@ -100,8 +100,9 @@ export function bar(node, gpu, known) {
 export const spanKeys = (node) => new Set((node.gpus || []).flatMap((g) => (g.spans || []).map((s) => `${node.name}/${g.uuid}/${s.profileID}/${s.start}/${s.state}`)));
 
 /** left says what is free. */
-export function left(gpu) {
+function left(node, gpu) {
   if (gpu.health !== "Healthy") return gpu.reason || "unhealthy";
+  if (down(node)) return down(node);
   if (gpu.mode.pending) return gpu.reason || "mode change pending";
   if (gpu.shares) return `${(gpu.shares.freeMemoryMiB / 1024).toFixed(1)} GiB free, shared`;
   if (!gpu.offered) return gpu.reason || "not offered";
@@ -109,26 +110,23 @@ export function left(gpu) {
   return `${gpu.freeSlices} free, ${gpu.largestFree ? `up to ${gpu.largestFree}` : "nothing fits"}`;
 }
 
-function leftNode(gpu) {
+function leftNode(node, gpu) {
+  const words = left(node, gpu);
   const sick = gpu.health !== "Healthy" || gpu.mode.pending;
-  if (sick || gpu.shares || !gpu.offered || !gpu.freeSlices) return el("span", { class: "left", title: left(gpu) }, left(gpu));
-  return el("span", { class: `left${gpu.largestFree ? "" : " bad"}`, title: `${left(gpu)}; ${gpu.stranded} stranded; fragmentation ${gpu.fragmentation.toFixed(2)} slices` },
+  if (sick || gpu.shares || !gpu.offered || !gpu.freeSlices) return el("span", { class: "left", title: words }, words);
+  return el("span", { class: `left${gpu.largestFree ? "" : " bad"}`, title: `${words}; ${gpu.stranded} stranded; fragmentation ${gpu.fragmentation.toFixed(2)} slices` },
     el("b", {}, `${gpu.freeSlices}`), el("span", {}, " free"), el("span", { class: "more" }, gpu.largestFree ? ` · ${gpu.largestFree}` : " · nothing fits"));
 }
 
-/** down says why nothing on a node can be started now, though its GPUs are drawn as
- the agent last reported them; "" where kubelet says nothing of the kind. */
-function down(node) {
-  const kubelet = node.kubelet;
-  if (!kubelet) return "";
-  if (!kubelet.ready) return "node not ready";
-  return kubelet.devices === 0 && (node.gpus || []).some((g) => g.offered) ? "agent down" : "";
-}
-
-const downWords = {
-  "node not ready": "Kubelet does not report: the node is not Ready. What is drawn is what the agent last said.",
-  "agent down": "Kubelet has no devices to give: the node agent is gone, or has not registered. Running pods go on; what is drawn is what the agent last said.",
+const outages = {
+  NodeGone: ["node gone", "The cluster has no Node of this name: what is drawn is what its agent last said."],
+  NotReady: ["node not ready", "Kubelet does not report: the node is not Ready. What is drawn is what the agent last said."],
+  NoAgent: ["agent down", "Kubelet has no devices to give: the node agent is gone, or has not registered. Running pods go on; what is drawn is what the agent last said."],
 };
+
+/** down says in a few words why nothing on a node can be started now, though its GPUs are
+ drawn as the agent last reported them; "" where it can. */
+const down = (node) => (node.outage ? outages[node.outage]?.[0] || node.outage : "");
 
 const kinds = { ConfigInvalid: "bad", HardwareFailing: "bad", JournalLost: "bad", LibraryUnusable: "bad", Ready: "bad", ConfigRemarks: "quiet" };
 
@@ -145,7 +143,7 @@ export function badges(node) {
   const badge = (kind, words, text) => el("span", { class: `badge ${kind}`, title: words, tabindex: "0" }, text);
   const out = [];
   if (node.problem) out.push(badge("bad", node.problem, "unreadable"));
-  if (down(node)) out.push(badge("bad", downWords[down(node)], down(node)));
+  if (down(node)) out.push(badge("bad", outages[node.outage]?.[1] || "", down(node)));
   for (const c of node.conditions || []) {
     if (!wrong(c) && !(c.type === "ConfigRemarks" && c.status === "True")) continue;
     const name = c.type === "Ready" ? `not ready: ${c.reason}` : c.type.replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
@@ -175,6 +173,6 @@ export function rows(node, known) {
     const sick = g.health !== "Healthy";
     return el("div", { class: `gpu${sick ? " sick" : ""}${down(node) ? " down" : ""}` },
       el("span", { class: "index", title: `${g.uuid}, mode ${g.mode.current}${sick ? ", unhealthy" : ""}` }, `${g.index}`),
-      bar(node, g, known), leftNode(g));
+      bar(node, g, known), leftNode(node, g));
   });
 }

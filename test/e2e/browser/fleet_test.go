@@ -46,7 +46,7 @@ func TestPageTellsTroubleFromRemarks(t *testing.T) {
 	p.Until("three nodes", live+` && document.querySelectorAll(".node").length === 3 && document.querySelectorAll(".badge").length === 0`)
 	Eval[bool](p, `document.querySelector('[data-filter="trouble"]').click() || true`)
 	p.Until("no trouble", `document.getElementById("count").textContent === "0 of 3 nodes"`)
-	kubelet := func(node string, says monitor.Kubelet) {
+	kubelet := func(node string, says pool.Kubelet) {
 		t.Helper()
 		if err := f.Kubelet(node, says); err != nil {
 			t.Fatal(err)
@@ -56,12 +56,20 @@ func TestPageTellsTroubleFromRemarks(t *testing.T) {
 		t.Helper()
 		p.Until(text+" of "+node, `[...document.querySelectorAll('[data-node="`+node+`"]:not([hidden]) .badge.`+kind+`')].some((b) => b.textContent === "`+text+`" && b.title)`)
 	}
-	kubelet("gpu-node-01", monitor.Kubelet{Ready: true})
+	free := Eval[int](p, `+document.querySelector("#totals div:nth-child(3) dd").textContent`)
+	kubelet("gpu-node-01", pool.Kubelet{Ready: true})
 	shows("gpu-node-01", "bad", "agent down")
-	kubelet("gpu-node-02", monitor.Kubelet{Devices: 28})
+	p.Until("nothing free there", `/^0 of \d+ slices free$/.test(document.querySelector('[data-node="gpu-node-01"] .sum').textContent)`)
+	if now := Eval[int](p, `+document.querySelector("#totals div:nth-child(3) dd").textContent`); now >= free {
+		t.Errorf("%d slices are free in all, and were %d with the agent that is down", now, free)
+	}
+	kubelet("gpu-node-02", pool.Kubelet{Devices: 28})
 	shows("gpu-node-02", "bad", "node not ready")
-	for _, node := range []string{"gpu-node-01", "gpu-node-02"} {
-		kubelet(node, monitor.Kubelet{Devices: 28, Ready: true})
+	f.Share("gpu-node-03")
+	kubelet("gpu-node-03", pool.Kubelet{Ready: true})
+	shows("gpu-node-03", "bad", "agent down")
+	for _, node := range f.Names() {
+		kubelet(node, pool.Kubelet{Devices: 28, Ready: true})
 	}
 	f.Change("gpu-node-03", func(s *v1alpha1.GPUNodeStatus) {
 		s.Conditions = append(s.Conditions, metav1.Condition{Type: "ConfigRemarks", Status: "True", Reason: "Remarks", Message: "2g.12gb has 11968 MiB, the configuration says 12288"})
