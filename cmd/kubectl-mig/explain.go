@@ -162,8 +162,8 @@ func (v *survey) explain(pod *v1.Pod, steps []step) (*story, error) {
 	why, err := fleet.Why(pod, v.gate(pod))
 	if err != nil {
 		st.Problem = err.Error()
-		if placedByOthers(pod) {
-			st.State, st.Problem = stateRefused, remedy(pod)
+		if pool.PlacedByOthers(pod) {
+			st.State, st.Problem = stateRefused, pool.Remedy(pod)
 		}
 	}
 	if st.State != stateRunning && st.State != stateEnded {
@@ -217,7 +217,7 @@ func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 		return err
 	}
 	if st.Problem == "" {
-		st.Problem = remedy(st.pod)
+		st.Problem = pool.Remedy(st.pod)
 	}
 	if st.Outage = v.silence; st.Outage == "" && st.unseen() {
 		st.Outage = fmt.Sprintf("No scheduler has looked at this pod yet. %s that takes seconds at most; else its log says why: kubectl -n %s logs deployment/%s.",

@@ -231,7 +231,7 @@ func (st *story) drawReasons(s *screen) []line {
 // drawHelp says what would help.
 func (st *story) drawHelp(s *screen, opts *pool.Options) []line {
 	a := st.Advice
-	if a.Fits != nil || remedy(st.pod) != "" { // room is not what it waits for
+	if a.Fits != nil || pool.Remedy(st.pod) != "" { // room is not what it waits for
 		return nil
 	}
 	out := []line{{}, text(bold, "What would help")}

@@ -218,7 +218,7 @@ func (o *statusOptions) shows(g *pool.GPUPicture) bool {
 func (v *survey) waiting() []waitingPod {
 	var pods []*v1.Pod
 	for _, p := range v.pods {
-		if v.opts.Wants(p) && !ended(p) && p.DeletionTimestamp == nil && (p.Spec.NodeName == "" || placedByOthers(p)) {
+		if v.opts.Waits(p) {
 			pods = append(pods, p)
 		}
 	}
@@ -227,7 +227,7 @@ func (v *survey) waiting() []waitingPod {
 	})
 	out := []waitingPod{}
 	for _, p := range pods {
-		w := waitingPod{Namespace: p.Namespace, Name: p.Name, Reason: waitsFor(p), Remedy: remedy(p)}
+		w := waitingPod{Namespace: p.Namespace, Name: p.Name, Reason: pool.BareReason(waitsFor(p)), Remedy: pool.Remedy(p)}
 		if r, err := pool.Parse(p, v.opts); err != nil {
 			w.Request = err.Error()
 		} else {
@@ -236,24 +236,6 @@ func (v *survey) waiting() []waitingPod {
 		out = append(out, w)
 	}
 	return out
-}
-
-// placedByOthers reports whether a pod was bound without an allocation.
-func placedByOthers(p *v1.Pod) bool {
-	_, placed := p.Annotations[v1alpha1.AnnotationAllocation]
-	return p.Spec.NodeName != "" && !placed
-}
-
-// remedy is what to do about a pod that dynamig does not place; empty for others.
-func remedy(p *v1.Pod) string {
-	const anew = "delete it and create it with spec.schedulerName: " + v1alpha1.SchedulerName
-	switch {
-	case placedByOthers(p):
-		return fmt.Sprintf("it was bound to %s without an allocation: not by %s. It can never start; %s, without spec.nodeName", p.Spec.NodeName, v1alpha1.SchedulerName, anew)
-	case p.Spec.NodeName == "" && p.Spec.SchedulerName != v1alpha1.SchedulerName:
-		return fmt.Sprintf("its scheduler is %s, which does not cut GPUs; %s", p.Spec.SchedulerName, anew)
-	}
-	return ""
 }
 
 // waitsFor is the scheduler's own word on a pod.

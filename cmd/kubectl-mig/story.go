@@ -16,6 +16,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 // step is one thing that happened.
@@ -86,10 +88,13 @@ func object(kind, name string) string {
 	}
 }
 
+// podCreated tells the pod's creation from a container's, which kubelet also calls Created.
+const podCreated = "the pod was created"
+
 // stepsOfPod are those that the pod itself tells, to the second.
 func stepsOfPod(p *v1.Pod) []step {
 	name := object("Pod", p.Name)
-	steps := []step{{Time: p.CreationTimestamp.Time, Object: name, Type: v1.EventTypeNormal, Reason: "Created", Message: "the pod was created"}}
+	steps := []step{{Time: p.CreationTimestamp.Time, Object: name, Type: v1.EventTypeNormal, Reason: "Created", Message: podCreated}}
 	for _, c := range p.Status.Conditions {
 		if c.Status != v1.ConditionTrue || c.LastTransitionTime.IsZero() {
 			continue
@@ -121,10 +126,6 @@ func stepsOfContainer(pod string, c *v1.ContainerStatus) []step {
 	return steps
 }
 
-// usual is the order in which these come. Most times are known to the second only,
-// so that it orders what happened in one.
-var usual = []string{"Created", "FailedScheduling", "GPUsPlaced", "PodScheduled", "Scheduled", "PreparationFailed", "Prepared", "Running", "PodReady"}
-
 // ordered sorts by the second, then as things usually come, then by time.
 func ordered(steps []step) []step {
 	slices.SortStableFunc(steps, func(a, b step) int {
@@ -136,19 +137,19 @@ func ordered(steps []step) []step {
 	return steps
 }
 
-// rank among the usual ones; the others come last.
+// rank is that of pool.Usually, after the pod's own creation.
 func rank(s step) int {
-	if i := slices.Index(usual, s.Reason); i >= 0 {
-		return i
+	if s.Message == podCreated {
+		return -1
 	}
-	return len(usual)
+	return pool.Usually(s.Reason)
 }
 
 // stepsTold leaves out events of kubelet and of others that the pod's own record
 // tells better.
 func stepsTold(steps []step) []step {
 	return slices.DeleteFunc(steps, func(s step) bool {
-		return slices.Contains([]string{"Scheduled", "Pulled", "Pulling", "Started"}, s.Reason) || s.Reason == "Created" && s.Message != "the pod was created"
+		return slices.Contains([]string{"Scheduled", "Pulled", "Pulling", "Started"}, s.Reason) || s.Reason == "Created" && s.Message != podCreated
 	})
 }
 

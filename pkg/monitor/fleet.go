@@ -25,7 +25,7 @@ type Sources struct {
 	Pool     *pool.Pool
 	GPUNodes cache.SharedInformer
 	Pods     cache.SharedIndexInformer
-	ByNode   string                 // index of Pods by node name; waiting pods under the empty name
+	ByNode   string                 // index of Pods by node name
 	Nodes    corelisters.NodeLister // nil where there are none
 
 	ConfigTrouble func() error // why the newest device configuration is not in force; may be nil
@@ -71,7 +71,7 @@ type Fleet struct {
 	entries   map[string]*entry
 	gone      map[string]uint64 // nodes that are no more, by the version that dropped them
 	forgotten uint64            // gone lacks nodes dropped at this version and before
-	waiting   uint64            // epoch of the empty name that view.Waiting is of
+	waiting   uint64            // epoch of the empty name, which pods that wait count under, that view.Waiting is of
 	view      *View
 	looked    time.Time // when view was last compared with the sources
 }
@@ -134,7 +134,13 @@ func NewFleet(src Sources) (*Fleet, error) {
 	changed := func(obj any) {
 		if pod := src.podOf(obj); pod != nil {
 			f.epochs.add(pod.Spec.NodeName)
+			if src.Pool.Waits(pod) {
+				f.epochs.add("")
+			}
 		}
+	}
+	if err := src.index(); err != nil {
+		return nil, fmt.Errorf("indexing pods for the monitor: %w", err)
 	}
 	_, err := src.Pods.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    changed,
@@ -145,6 +151,22 @@ func NewFleet(src Sources) (*Fleet, error) {
 		return nil, fmt.Errorf("watching pods for the monitor: %w", err)
 	}
 	return f, nil
+}
+
+// byWaiting is the index of Pods that has those that wait, under the empty name.
+const byWaiting = "dynamig.io/waiting"
+
+// index adds the index byWaiting, unless another fleet has.
+func (src *Sources) index() error {
+	if _, ok := src.Pods.GetIndexer().GetIndexers()[byWaiting]; ok {
+		return nil
+	}
+	return src.Pods.AddIndexers(cache.Indexers{byWaiting: func(obj any) ([]string, error) {
+		if pod, ok := obj.(*v1.Pod); ok && src.Pool.Waits(pod) {
+			return []string{""}, nil
+		}
+		return nil, nil
+	}})
 }
 
 // podOf is the pod of an informer's event; nil for one without our resources.
@@ -282,8 +304,10 @@ func (f *Fleet) Gone(since uint64) (names []string, ok bool) {
 }
 
 // podsOn lists the GPU pods of a node.
-func (f *Fleet) podsOn(node string) []*v1.Pod {
-	objs, err := f.src.Pods.GetIndexer().ByIndex(f.src.ByNode, node)
+func (f *Fleet) podsOn(node string) []*v1.Pod { return f.podsBy(f.src.ByNode, node) }
+
+func (f *Fleet) podsBy(index, value string) []*v1.Pod {
+	objs, err := f.src.Pods.GetIndexer().ByIndex(index, value)
 	if err != nil {
 		return nil // not reached: the index is there before the monitor
 	}
@@ -297,7 +321,7 @@ func (f *Fleet) podsOn(node string) []*v1.Pod {
 func (f *Fleet) listWaiting() []*WaitingPod {
 	var out []*WaitingPod
 	names := f.src.Pool.Names()
-	for _, pod := range f.podsOn("") {
+	for _, pod := range f.podsBy(byWaiting, "") {
 		out = append(out, waitingPod(pod, &names))
 	}
 	slices.SortFunc(out, func(a, b *WaitingPod) int {

@@ -5,9 +5,11 @@ package monitor_test
 
 import (
 	"bytes"
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -100,6 +102,69 @@ func TestShareIsPreparing(t *testing.T) {
 	if at := slices.IndexFunc(story.Steps, func(s monitor.Step) bool { return s.Name == "prepared" }); at < 0 || story.Steps[at].From != "api" {
 		t.Errorf("steps = %+v", story.Steps)
 	}
+}
+
+// TestEventsOfOneSecond come in the order in which they usually happen, as their times are
+// whole seconds and the API server lists them by name.
+func TestEventsOfOneSecond(t *testing.T) {
+	f := newFleet(t, 0, 0)
+	addNode(t, f, "n", "A30-24GB", 1)
+	pod := f.Create(fleet.Pod{Namespace: "ns", Name: "p", GPUs: 1})
+	second := time.Unix(1_700_000_000, 0)
+	want := []string{"GPUsPlaced", "Scheduled", "Prepared", "Pulled", "Created", "Started"}
+	for i, reason := range want {
+		e := v1.Event{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: fmt.Sprintf("p.%d", len(want)-i)}, FirstTimestamp: metav1.NewTime(second), Reason: reason,
+			InvolvedObject: v1.ObjectReference{Namespace: "ns", Name: "p", UID: pod.UID},
+		}
+		if reason == "Scheduled" { // kube-scheduler's events have microseconds
+			e.EventTime = metav1.NewMicroTime(second.Add(900 * time.Millisecond))
+		}
+		if _, err := f.Client.CoreV1().Events("ns").Create(t.Context(), &e, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	url := served(t, f)
+	var story monitor.Story
+	eventually(t, "the pod", func() bool { return get(t, url+"/monitor/v1/pods/ns/p", &story).StatusCode == http.StatusOK })
+	var got []string
+	for _, e := range story.Events {
+		got = append(got, e.Reason)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("events %v, want %v", got, want)
+	}
+}
+
+// TestWaitingPods: those that cannot start, with what there is to say about them alone.
+func TestWaitingPods(t *testing.T) {
+	f := newFleet(t, 0, 0)
+	addNode(t, f, "n", "A30-24GB", 1)
+	url := served(t, f)
+	refused := f.Create(fleet.Pod{Namespace: "ns", Name: "refused", GPUs: 1})
+	f.Refuse(refused, "0/1 nodes are available: 1 node(s) had no free MIG placement for a whole GPU. preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod.")
+	elsewhere := f.Create(fleet.Pod{Namespace: "ns", Name: "bound-by-others", GPUs: 1, Node: "elsewhere"})
+	f.Create(fleet.Pod{Namespace: "ns", Name: "stray", GPUs: 1, Node: "n"})
+	waiting := func(want ...string) func() bool {
+		return func() bool {
+			var m monitor.FleetMessage
+			get(t, url+"/monitor/v1/fleet", &m)
+			var got []string
+			for _, w := range m.Waiting {
+				got = append(got, w.Name+": "+w.Reason)
+			}
+			slices.Sort(got)
+			return slices.EqualFunc(got, want, strings.HasPrefix)
+		}
+	}
+	const stray, other = "stray: it was bound to n without an allocation", "refused: 1 node(s) had no free MIG placement for a whole GPU."
+	eventually(t, "three pods that wait", waiting("bound-by-others: it was bound to elsewhere without", other, stray))
+	f.Delete(elsewhere)
+	eventually(t, "two", waiting(other, stray))
+	if ok, err := f.Bind(refused, "n"); !ok {
+		t.Fatal(err)
+	}
+	eventually(t, "one", waiting(stray))
 }
 
 // TestEveryConditionHasASeries holds the metric to the API's constants.

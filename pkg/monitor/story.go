@@ -4,6 +4,7 @@
 package monitor
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -200,7 +201,7 @@ func stepsOf(pod *v1.Pod, seen steps, events []EventStory) []Step {
 	return out
 }
 
-// events lists a pod's events, oldest first.
+// events lists a pod's events, the oldest first; those of one second as they usually come.
 func events(ctx context.Context, client kubernetes.Interface, pod *v1.Pod) ([]EventStory, error) {
 	ctx, cancel := context.WithTimeout(ctx, eventsTimeout)
 	defer cancel()
@@ -222,6 +223,8 @@ func events(ctx context.Context, client kubernetes.Interface, pod *v1.Pod) ([]Ev
 		}
 		out = append(out, story)
 	}
-	slices.SortStableFunc(out, func(a, b EventStory) int { return a.At.Compare(b.At) })
+	slices.SortStableFunc(out, func(a, b EventStory) int {
+		return cmp.Or(cmp.Compare(a.At.Unix(), b.At.Unix()), cmp.Compare(pool.Usually(a.Reason), pool.Usually(b.Reason)), a.At.Compare(b.At))
+	})
 	return out, nil
 }

@@ -4,6 +4,7 @@
 package monitor
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,9 +14,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/pool"
 )
 
-// WaitingPod is a GPU pod that is on no node.
+// WaitingPod is a GPU pod that cannot start yet: see pool.Options.Waits.
 type WaitingPod struct {
 	Namespace string    `json:"namespace"`
 	Name      string    `json:"name"`
@@ -24,22 +26,26 @@ type WaitingPod struct {
 	Created   time.Time `json:"created"`
 	Request   string    `json:"request"`           // in words
 	Message   string    `json:"message,omitempty"` // the scheduler's last word
+	Reason    string    `json:"reason,omitempty"`  // in short: what of the message is about the pod, or what to do
 	Classes   []string  `json:"classes"`           // of the message, see Classes
 	Nominated string    `json:"nominated,omitempty"`
 	Gated     bool      `json:"gated,omitempty"` // by spec.schedulingGates: nobody tries to place it
-	Ending    bool      `json:"ending,omitempty"`
 }
 
 func waitingPod(pod *v1.Pod, names *v1alpha1.Resources) *WaitingPod {
 	w := &WaitingPod{
 		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Scheduler: pod.Spec.SchedulerName,
 		Created: pod.CreationTimestamp.Time, Request: describeRequest(pod, names), Nominated: pod.Status.NominatedNodeName,
-		Gated: len(pod.Spec.SchedulingGates) > 0, Ending: pod.DeletionTimestamp != nil,
+		Gated: len(pod.Spec.SchedulingGates) > 0,
 	}
 	if c := condition(pod, v1.PodScheduled); c != nil && c.Status == v1.ConditionFalse {
 		w.Message = c.Message
 	}
+	w.Reason = cmp.Or(pool.Remedy(pod), pool.BareReason(w.Message))
 	w.Classes = classesOf(w, names)
+	if pod.Spec.NodeName != "" {
+		w.Classes = []string{classOther}
+	}
 	return w
 }
 

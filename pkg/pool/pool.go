@@ -99,6 +99,9 @@ func (p *Pool) options() Options {
 // options.
 func (p *Pool) Wants(pod *v1.Pod) bool { return p.opts.Wants(pod) }
 
+// Waits is Options.Waits under the pool's options.
+func (p *Pool) Waits(pod *v1.Pod) bool { return p.opts.Waits(pod) }
+
 // HolderOf is what a bound pod's own annotation says under the pool's options.
 func (p *Pool) HolderOf(pod *v1.Pod) (Holder, bool) { return p.opts.HolderOf(pod) }
 

@@ -201,8 +201,10 @@ func (f *Fleet) RemoveNode(name string) {
 type Pod struct {
 	Namespace, Name string
 	GPUs            int64
-	MemoryMiB       int64 // 0: whole GPUs
-	Init            bool  // with a plain init container that asks for the same
+	MemoryMiB       int64  // 0: whole GPUs
+	Cores           int64  // percent; 0: not asked for
+	Init            bool   // with a plain init container that asks for the same
+	Node            string // where somebody else has bound it, without an allocation
 }
 
 // Create creates a waiting pod.
@@ -219,12 +221,15 @@ func (f *Fleet) describe(p Pod) *v1.Pod {
 	if p.MemoryMiB > 0 {
 		limits[names.Memory] = *resource.NewQuantity(p.MemoryMiB, resource.DecimalSI)
 	}
+	if p.Cores > 0 {
+		limits[names.Cores] = *resource.NewQuantity(p.Cores, resource.DecimalSI)
+	}
 	pod := &v1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: p.Namespace, Name: p.Name, UID: types.UID(fmt.Sprintf("00000000-0000-4000-8000-%012d", f.serial)),
 			CreationTimestamp: metav1.Now(), Annotations: map[string]string{},
 		},
-		Spec:   v1.PodSpec{SchedulerName: v1alpha1.SchedulerName, Containers: []v1.Container{{Name: "main", Resources: v1.ResourceRequirements{Limits: limits}}}},
+		Spec:   v1.PodSpec{SchedulerName: v1alpha1.SchedulerName, NodeName: p.Node, Containers: []v1.Container{{Name: "main", Resources: v1.ResourceRequirements{Limits: limits}}}},
 		Status: v1.PodStatus{Phase: v1.PodPending},
 	}
 	if p.Init {
@@ -237,6 +242,14 @@ func (f *Fleet) describe(p Pod) *v1.Pod {
 func (f *Fleet) Refuse(pod *v1.Pod, message string) {
 	pod.Status.Conditions = []v1.PodCondition{{
 		Type: v1.PodScheduled, Status: v1.ConditionFalse, Reason: "Unschedulable", Message: message, LastTransitionTime: metav1.Now(),
+	}}
+	f.pods.Modify(pod.DeepCopy())
+}
+
+// Stop makes a pod's container wait, as kubelet does.
+func (f *Fleet) Stop(pod *v1.Pod, reason, message string) {
+	pod.Status.ContainerStatuses = []v1.ContainerStatus{{
+		Name: "main", State: v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: reason, Message: message}},
 	}}
 	f.pods.Modify(pod.DeepCopy())
 }
@@ -332,7 +345,7 @@ func (f *Fleet) Delete(pod *v1.Pod) {
 	f.pods.Delete(pod.DeepCopy())
 	f.Pool.Forget(pod.UID)
 	delete(f.bound, pod.UID)
-	if pod.Spec.NodeName == "" {
+	if f.reports[pod.Spec.NodeName] == nil {
 		return
 	}
 	f.Change(pod.Spec.NodeName, func(s *v1alpha1.GPUNodeStatus) {

@@ -22,9 +22,10 @@ let open = null; // the pod of the story: "namespace/name"
 // request asks with the token, and for another one where that is not enough.
 async function request(path, signal) {
   for (;;) {
-    const answer = await fetch(path, { signal, headers: token ? { Authorization: `Bearer ${token}` } : {} });
+    const sent = token;
+    const answer = await fetch(path, { signal, headers: sent ? { Authorization: `Bearer ${sent}` } : {} });
     if (answer.status !== 401 && answer.status !== 403) return answer;
-    await login(refusal(answer.status));
+    if (sent === token) await login(refusal(answer.status));
   }
 }
 
@@ -33,13 +34,17 @@ function refusal(status) {
   return token ? "The API server does not know this token, or it has run out." : "This monitor asks the API server who you are.";
 }
 
+let asking = null; // the promise of a token, while the dialog is open
+
+// login asks once, however many requests were refused.
 function login(why) {
-  return new Promise((resolve) => {
-    const dialog = $("login");
-    $("login-why").textContent = why;
-    dialog.addEventListener("close", () => { token = $("token").value.trim(); $("token").value = ""; resolve(); }, { once: true });
-    if (!dialog.open) dialog.showModal();
+  const dialog = $("login");
+  $("login-why").textContent = why;
+  asking ??= new Promise((resolve) => {
+    dialog.addEventListener("close", () => { token = $("token").value.trim(); $("token").value = ""; asking = null; resolve(); }, { once: true });
+    dialog.showModal();
   });
+  return asking;
 }
 
 const silence = 45000; // ms; the stream says something each 15 s
@@ -51,11 +56,13 @@ let heard = 0; // when something came last; 0: never
 async function follow() {
   let version = "";
   for (let pause = 250; ; pause = Math.min(pause * 2, 3000)) {
-    const cut = new AbortController(), began = Date.now();
+    const cut = new AbortController();
+    let began = Date.now();
     const guard = setInterval(() => { if (Date.now() - Math.max(heard, began) > silence) cut.abort(new Error("nothing was heard for too long")); }, 1000);
     try {
       if (!version) {
-        const answer = await request("monitor/v1/fleet");
+        const answer = await request("monitor/v1/fleet", cut.signal);
+        began = Date.now(); // a large fleet takes its time from here
         if (!answer.ok) throw new Error(await answer.text());
         const all = await answer.json();
         take(all, true);
@@ -283,7 +290,7 @@ function drawWaiting() {
   const focused = $("queue").contains(document.activeElement) ? document.activeElement.dataset.pod : null;
   $("queue").replaceChildren(...waiting.slice(0, most).map((w) => el("li", {}, el("button", { type: "button", "data-pod": `${w.namespace}/${w.name}` },
     el("span", { class: "age" }, took(Math.max(0, (now - new Date(w.created)) / 1000))), el("span", { class: "pod" }, w.name), " ", el("span", { class: "muted" }, w.namespace),
-    el("span", { class: "why" }, `${w.request}. ${w.message || (w.gated ? "Gated." : "Not tried yet.")}`)))),
+    el("span", { class: "why", title: w.message }, `${w.request}. ${w.reason || (w.gated ? "Gated." : "Not tried yet.")}`)))),
     waiting.length > most ? el("li", { class: "muted" }, `and ${waiting.length - most} more`) : "");
   if (focused) $("queue").querySelector(`[data-pod="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
 }

@@ -70,7 +70,7 @@ export function tell(dialog, story, node) {
   const body = [];
   const section = (title, ...content) => { if (content.length) body.push(el("h3", {}, title), ...content); };
   if (story.waiting) {
-    section("Why it waits", el("p", {}, story.waiting.message || (story.waiting.gated ? "Its scheduling gates are not removed yet." : "The scheduler has not tried it yet.")));
+    section("Why it waits", el("p", {}, story.waiting.reason || (story.waiting.gated ? "Its scheduling gates are not removed yet." : "The scheduler has not tried it yet.")));
   }
   if (story.preparation?.reason) section("What the node says", el("p", {}, story.preparation.reason));
   section("Where", ...where(story, node));

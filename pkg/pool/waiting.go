@@ -1,0 +1,65 @@
+// SPDX-FileCopyrightText: The dynamig Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+)
+
+// Waits reports whether a pod asks for GPUs and cannot start yet: it has neither a node
+// nor ended, or somebody else has bound it.
+func (o Options) Waits(pod *v1.Pod) bool {
+	return o.Wants(pod) && !terminal(pod) && pod.DeletionTimestamp == nil && (pod.Spec.NodeName == "" || PlacedByOthers(pod))
+}
+
+// PlacedByOthers reports whether a pod was bound without an allocation.
+func PlacedByOthers(pod *v1.Pod) bool {
+	_, placed := pod.Annotations[v1alpha1.AnnotationAllocation]
+	return pod.Spec.NodeName != "" && !placed
+}
+
+// Remedy is what to do about a pod that dynamig does not place; empty for others.
+func Remedy(pod *v1.Pod) string {
+	const anew = "delete it and create it with spec.schedulerName: " + v1alpha1.SchedulerName
+	switch {
+	case PlacedByOthers(pod):
+		return fmt.Sprintf("it was bound to %s without an allocation: not by %s. It can never start; %s, without spec.nodeName", pod.Spec.NodeName, v1alpha1.SchedulerName, anew)
+	case pod.Spec.NodeName == "" && pod.Spec.SchedulerName != v1alpha1.SchedulerName:
+		return fmt.Sprintf("its scheduler is %s, which does not cut GPUs; %s", pod.Spec.SchedulerName, anew)
+	}
+	return ""
+}
+
+// counted is how kube-scheduler begins what it says of a pod that fits nowhere.
+var counted = regexp.MustCompile(`^0/\d+ nodes are available: `)
+
+// BareReason is a message of kube-scheduler without how many nodes there are and what
+// preemption found: what remains is why the pod fits nowhere.
+func BareReason(message string) string {
+	bare, _, _ := strings.Cut(counted.ReplaceAllString(message, ""), " preemption: ")
+	return bare
+}
+
+// usual is the order in which what is told of a pod comes. Created and Started are
+// kubelet's, of a container.
+var usual = []string{
+	"FailedScheduling", "GPUsPlaced", "PodScheduled", "Scheduled", "PreparationFailed", "Prepared",
+	"Pulling", "Pulled", "Created", "Started", "Running", "PodReady",
+}
+
+// Usually ranks reasons of events by when in a pod's life they come; what it does not
+// know comes last. Most times are whole seconds: it orders what happened in one.
+func Usually(reason string) int {
+	if i := slices.Index(usual, reason); i >= 0 {
+		return i
+	}
+	return len(usual)
+}
