@@ -65,16 +65,27 @@ export function block(node, gpu, span, fresh) {
   return b;
 }
 
+const gib = (mib) => (mib / 1024).toFixed(1);
+const coresOf = (s) => (s.cores ? `, ${s.cores}% of the cores` : "");
+
 /** share is one software share as a button; at and whole are in MiB. */
 function share(node, gpu, s, at, whole) {
   const owner = ownerName(s.owner);
-  const words = `${s.memoryMiB} MiB${s.cores ? `, ${s.cores}% of the cores` : ""}, shared in software: ${owner}${containers(s.owner)}`;
+  const words = `${s.memoryMiB} MiB${coresOf(s)}, shared in software: ${owner}${containers(s.owner)}`;
   const b = el("button", {
-    type: "button", class: `span c2 ${classOf[s.state] || ""}`, "data-key": `${node.name}/${gpu.uuid}/share/${owner}/${at}`,
+    type: "button", class: `span share c2 ${classOf[s.state] || ""}`, "data-key": `${node.name}/${gpu.uuid}/share/${owner}/${at}`,
     "data-pod": s.owner?.name ? owner : null, "data-state": s.state, "aria-label": `${words}. GPU ${gpu.index} of ${node.name}`, title: words,
-  }, el("span", { class: "profile" }, `${(s.memoryMiB / 1024).toFixed(1)}G`), el("span", { class: "pod" }, s.owner?.name || ""));
+  }, el("span", { class: "profile" }, `${gib(s.memoryMiB)}G`), el("span", { class: "pod" }, s.owner?.name || ""));
   place(b, at, s.memoryMiB, whole);
   return b;
+}
+
+/** held names the shares of a GPU below its bar, where the small ones cannot be read.
+ Readers have the same from the bar's buttons. */
+function held(gpu) {
+  if (!gpu.shares?.held.length) return null;
+  return el("div", { class: "held", "aria-hidden": "true" }, ...gpu.shares.held.map((s) =>
+    el("span", { "data-pod": s.owner.name ? ownerName(s.owner) : null }, el("b", {}, s.owner.name || s.owner.uid), ` ${gib(s.memoryMiB)} GiB${coresOf(s)}`)));
 }
 
 /** bar is a GPU's row to scale. */
@@ -104,16 +115,17 @@ function left(node, gpu) {
   if (gpu.health !== "Healthy") return gpu.reason || "unhealthy";
   if (down(node)) return down(node);
   if (gpu.mode.pending) return gpu.reason || "mode change pending";
-  if (gpu.shares) return `${(gpu.shares.freeMemoryMiB / 1024).toFixed(1)} GiB free, shared`;
+  if (gpu.shares) return `${gib(gpu.shares.freeMemoryMiB)} GiB, ${gpu.shares.freeCores}% cores`;
   if (!gpu.offered) return gpu.reason || "not offered";
   if (!gpu.freeSlices) return "full";
   return `${gpu.freeSlices} free, ${gpu.largestFree ? `up to ${gpu.largestFree}` : "nothing fits"}`;
 }
 
 function leftNode(node, gpu) {
-  const words = left(node, gpu);
-  const sick = gpu.health !== "Healthy" || gpu.mode.pending;
-  if (sick || gpu.shares || !gpu.offered || !gpu.freeSlices) return el("span", { class: "left", title: words }, words);
+  const words = left(node, gpu), as = (title) => el("span", { class: "left", title }, words);
+  if (gpu.health !== "Healthy" || gpu.mode.pending || down(node)) return as(words);
+  if (gpu.shares) return as(`${gpu.shares.freeMemoryMiB} MiB and ${gpu.shares.freeCores}% of the cores are free, for ${gpu.shares.freeCount} more shares`);
+  if (!gpu.offered || !gpu.freeSlices) return as(words);
   return el("span", { class: `left${gpu.largestFree ? "" : " bad"}`, title: `${words}; ${gpu.stranded} stranded; fragmentation ${gpu.fragmentation.toFixed(2)} slices` },
     el("b", {}, `${gpu.freeSlices}`), el("span", {}, " free"), el("span", { class: "more" }, gpu.largestFree ? ` · ${gpu.largestFree}` : " · nothing fits"));
 }
@@ -173,6 +185,6 @@ export function rows(node, known) {
     const sick = g.health !== "Healthy";
     return el("div", { class: `gpu${sick ? " sick" : ""}${down(node) ? " down" : ""}` },
       el("span", { class: "index", title: `${g.uuid}, mode ${g.mode.current}${sick ? ", unhealthy" : ""}` }, `${g.index}`),
-      bar(node, g, known), leftNode(node, g));
+      bar(node, g, known), leftNode(node, g), held(g));
   });
 }

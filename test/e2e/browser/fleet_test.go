@@ -4,9 +4,11 @@
 package browser
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,6 +24,12 @@ import (
 // serve is a made-up fleet behind the real monitor.
 func serve(t *testing.T, nodes int, part float64) (*fleet.Fleet, string) {
 	t.Helper()
+	return serveBehind(t, nodes, part, func(h http.Handler) http.Handler { return h })
+}
+
+// serveBehind is serve, where requests for data pass guard.
+func serveBehind(t *testing.T, nodes int, part float64, guard func(http.Handler) http.Handler) (*fleet.Fleet, string) {
+	t.Helper()
 	f, err := fleet.New(t.Context(), 1, pool.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -33,7 +41,7 @@ func serve(t *testing.T, nodes int, part float64) (*fleet.Fleet, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := httptest.NewServer(m.Handler(func(h http.Handler) http.Handler { return h }))
+	s := httptest.NewServer(m.Handler(guard))
 	t.Cleanup(func() { s.CloseClientConnections(); s.Close() })
 	return f, s.URL
 }
@@ -79,6 +87,82 @@ func TestPageTellsTroubleFromRemarks(t *testing.T) {
 	shows("gpu-node-03", "quiet", "config remarks")
 }
 
+// TestLinkToAStoryAsksForOneToken: fleet and story are refused both, and go on with the
+// token that is entered once.
+func TestLinkToAStoryAsksForOneToken(t *testing.T) {
+	f, url := serveBehind(t, 1, 0, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Authorization") != "Bearer good" {
+				http.Error(w, "who are you?", http.StatusUnauthorized)
+				return
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
+	f.Create(fleet.Pod{Namespace: "ns", Name: "linked", GPUs: 1, MemoryMiB: 4000})
+	p := Open(t, url+"/#pod=ns/linked", 1280, 900, false)
+	p.Until("the question for a token", `document.getElementById("login").open && document.activeElement.id === "token"`)
+	p.Until("both answers", `performance.getEntriesByType("resource").filter((e) => e.name.includes("/monitor/v1/") && e.responseStatus === 401).length === 2`)
+	p.Type("good")
+	p.Keys(kb.Enter)
+	p.Until("fleet and story", live+` && !document.getElementById("login").open && document.querySelector("#story .state").textContent === "waiting"`)
+}
+
+// TestFirstRequestThatHangs is given up, as a stream that says nothing is.
+func TestFirstRequestThatHangs(t *testing.T) {
+	var asked atomic.Int32
+	_, url := serveBehind(t, 1, 0, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasSuffix(r.URL.Path, "/fleet") && asked.Add(1) == 1 {
+				<-r.Context().Done()
+				return
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
+	p := Open(t, url, 1280, 900, false)
+	p.Until("the page", `document.getElementById("live").textContent === "connecting"`)
+	Eval[bool](p, `(Date.now = ((now) => () => now() + 60000)(Date.now)) && true`)
+	p.Until("the fleet", live+` && document.querySelectorAll(".node .bar").length === 8`)
+}
+
+// TestWordsAreNotBroken: in a story a long message leaves the other columns their words, a
+// lone node has the whole width, and shares are named below their bar, with their cores.
+func TestWordsAreNotBroken(t *testing.T) {
+	for _, dark := range []bool{false, true} {
+		theme := map[bool]string{true: "dark", false: "light"}[dark]
+		f, url := serve(t, 0, 0)
+		if err := f.AddNode("node1", "A100-40GB", 2); err != nil {
+			t.Fatal(err)
+		}
+		f.Share("node1")
+		p := Open(t, url, 1280, 900, dark)
+		p.Until("the node", live+` && document.querySelectorAll('.node .bar').length === 2 && document.querySelector(".gpu .left").textContent.includes("100% cores")`)
+		if got := Eval[float64](p, `document.querySelector(".node").offsetWidth`); got < 1200 {
+			t.Errorf("the only node is %v pixels wide in a window of 1280", got)
+		}
+		for i, size := range []fleet.Pod{{MemoryMiB: 1000, Cores: 30}, {MemoryMiB: 500}, {MemoryMiB: 12000, Cores: 20}} {
+			size.Namespace, size.Name, size.GPUs = "ns", fmt.Sprintf("notebook-of-somebody-%d", i), 1
+			pod := f.Create(size)
+			if ok, err := f.Bind(pod, "node1"); !ok {
+				t.Fatal(err)
+			}
+			f.Prepare(pod)
+			f.Stop(pod, "CreateContainerConfigError", strings.Repeat("the node agent has not prepared /var/run/dynamig/containers/0b1c7d0a-5f3e ", 3))
+		}
+		p.Until("the shares by name", `/notebook-of-somebody-0 1\.0 GiB, 30% of the cores/.test(document.querySelector(".held")?.textContent) && document.querySelectorAll(".held span").length === 3`)
+		p.Until("the cores that are left", `document.querySelector(".gpu .left").textContent.includes("50% cores")`)
+		p.Screenshot("shares-" + theme)
+		Eval[bool](p, `document.querySelector(".held [data-pod]").click() || true`)
+		p.Until("the container", `!!document.querySelector(".containers td")`)
+		if cut := Eval[[]string](p, `[...document.querySelectorAll(".containers td:not(:last-child)")].filter((e) => { const r = document.createRange(); r.selectNodeContents(e); return r.getClientRects().length > 1; }).map((e) => e.textContent)`); len(cut) > 0 {
+			t.Errorf("words of %v are broken", cut)
+		}
+		p.Screenshot("story-shares-" + theme)
+		p.Close()
+	}
+}
+
 // TestPageShowsAndFollows: states, search, filter, keyboard and a pod's story, on
 // three nodes with some trouble.
 func TestPageShowsAndFollows(t *testing.T) {
@@ -93,6 +177,9 @@ func TestPageShowsAndFollows(t *testing.T) {
 		p.Until("a span in state "+state, `!!document.querySelector('[data-state="`+state+`"]')`)
 	}
 	p.Until("the waiting pods", `document.querySelectorAll("#queue button").length === 3`)
+	if why := Eval[string](p, `document.getElementById("queue").textContent`); !strings.Contains(why, "3 node(s) had no free MIG placement") || strings.Contains(why, "nodes are available") {
+		t.Errorf("the waiting pods say %q", why)
+	}
 	p.Until("the GPU that is unhealthy", `document.querySelector(".gpu.sick .left").textContent.includes("XID 79")`)
 
 	pod := f.Create(fleet.Pod{Namespace: "ns", Name: "newcomer", GPUs: 1, MemoryMiB: 4000})
