@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
@@ -68,6 +70,11 @@ func TestMistakesAreUsageErrors(t *testing.T) {
 	}{
 		{[]string{"status", "-o", "xml"}, exitUsage, "-o xml is not known; use table, wide, json, yaml"},
 		{[]string{"status", "-l", "=="}, exitUsage, "-l"},
+		{[]string{"explain", "gpu-pod"}, exitUsage, "want pod and a name, such as: kubectl mig explain pod gpu-pod"},
+		{[]string{"explain", "pod"}, exitUsage, "such as: kubectl mig explain pod NAME"},
+		{[]string{"history", "gpu-pod"}, exitUsage, "such as: kubectl mig history pod gpu-pod"},
+		{[]string{"export"}, exitUsage, "name one node, such as: kubectl mig export node1"},
+		{[]string{"what-if", "-f", "testdata/pod.yaml", "--replicas=0"}, exitUsage, "--replicas is 0; use 1 to"},
 		{[]string{"status", "node1", "node2"}, exitUsage, "accepts at most 1 arg"},
 		{[]string{"status", "node7"}, exitError, "node node7 has no GPUNode"},
 		{[]string{"status", "--free=3g.40GB"}, exitUsage, "--free=3g.40GB: no GPU of this cluster has that profile; use one of 1g.10gb+me, "},
@@ -326,5 +333,51 @@ func TestALeaseThatMayNotBeRead(t *testing.T) {
 	}
 	if len(v.notes) != told || told == 0 {
 		t.Errorf("%d notes, then %d: %q", told, len(v.notes), v.notes)
+	}
+}
+
+// TestTablesHaveTheirReasonsBesides: what-if's columns hold no sentences.
+func TestTablesHaveTheirReasonsBesides(t *testing.T) {
+	for _, output := range []string{"table", "wide"} {
+		for manifest, says := range map[string]string{
+			"{apiVersion: apps/v1, kind: DaemonSet, metadata: {name: x}, spec: {template: {spec: {containers: [{name: c, resources: {limits: {nvidia.com/gpu: 1}}}]}}}}":    "note: DaemonSet x: a DaemonSet puts one pod on each node",
+			"{apiVersion: v1, kind: Pod, metadata: {name: x}, spec: {schedulerName: dynamig-scheduler, containers: [{name: c, resources: {limits: {nvidia.com/gpu: 9}}}]}}": "note: Pod x: ",
+		} {
+			_, kubeconfig := serve(t, "cluster.yaml")
+			got := whatIfOf(t, kubeconfig, manifest, "-o", output)
+			if got.code != exitWaiting || !strings.Contains(got.err, says) || !strings.Contains(got.out, "<waiting>") || strings.Contains(got.out, "DaemonSet puts") {
+				t.Errorf("what-if -o %s = %d, want the note %q:\n%s%s", output, got.code, says, got.err, got.out)
+			}
+		}
+	}
+}
+
+// TestOrderWithinASecond: what the pod tells, and kubelet's events, as they come.
+func TestOrderWithinASecond(t *testing.T) {
+	now := time.Unix(1, 0)
+	var got []string
+	for _, s := range ordered([]step{
+		{Time: now, Reason: "Running"}, {Time: now, Reason: "Started"}, {Time: now, Reason: "Created", Message: "Container created"},
+		{Time: now, Reason: "Prepared"}, {Time: now, Reason: "Pulled"}, {Time: now, Reason: "Scheduled"}, {Time: now, Reason: "GPUsPlaced"}, {Time: now, Reason: "PodCreated"},
+	}) {
+		got = append(got, s.Reason)
+	}
+	want := []string{"PodCreated", "GPUsPlaced", "Scheduled", "Prepared", "Pulled", "Created", "Started", "Running"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("order (-want +got):\n%s", diff)
+	}
+}
+
+// TestTheConfigurationThatIsUsed is the one that --config names.
+func TestTheConfigurationThatIsUsed(t *testing.T) {
+	files := map[string]string{"/a/old.yaml": "kind: KubeSchedulerConfiguration # old", "/b/config.yaml": "kind: KubeSchedulerConfiguration # new"}
+	for arg, want := range map[string]string{"--config=/b/config.yaml": files["/b/config.yaml"], "--v=2": files["/a/old.yaml"]} {
+		d := &appsv1.Deployment{}
+		d.Spec.Template.Spec.Containers = []v1.Container{{Args: []string{arg}}}
+		for range 20 { // maps have no order
+			if got, err := configuration(d, files); got != want || err != nil {
+				t.Fatalf("with %s the configuration is %q, %v; want %q", arg, got, err, want)
+			}
+		}
 	}
 }

@@ -35,11 +35,11 @@ class of nodes does not suit, and what would help: which pods' end, which layout
 many GPUs, a smaller request. Ends with code 3 where the pod waits.`,
 		Example: `  kubectl mig explain pod gpu-pod
   kubectl mig explain pod/gpu-pod -n team-a -o yaml`,
-		Args: checked(func(_ *cobra.Command, args []string) (err error) {
+		Args: checked(func(cmd *cobra.Command, args []string) (err error) {
 			if len(args) == 0 {
 				return errNoName
 			}
-			_, o.pod, err = subject(args, "pod")
+			_, o.pod, err = subject(cmd, args, "pod")
 			return err
 		}),
 		RunE: func(cmd *cobra.Command, _ []string) error { return explain(cmd.Context(), s, a, o) },

@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -25,7 +26,12 @@ left out. For a node that runs it is a moment's picture: instances come and go w
 pods.`,
 		Example: `  kubectl mig export node1 > node1.yaml
   nvidia-mig-parted assert -f node1.yaml -c current    # on the node`,
-		Args: checked(cobra.ExactArgs(1)),
+		Args: checked(func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return errors.New("name one node, such as: kubectl mig export node1; kubectl mig status lists them")
+			}
+			return nil
+		}),
 		RunE: func(cmd *cobra.Command, args []string) error { return export(cmd.Context(), s, a, args[0], name) },
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) > 0 {

@@ -35,8 +35,8 @@ record themselves. ` + keeping,
 		Example: `  kubectl mig history
   kubectl mig history pod gpu-pod
   kubectl mig history node node1`,
-		Args: checked(func(_ *cobra.Command, args []string) (err error) {
-			o.kind, o.name, err = subject(args, "pod", "node")
+		Args: checked(func(cmd *cobra.Command, args []string) (err error) {
+			o.kind, o.name, err = subject(cmd, args, "pod", "node")
 			return err
 		}),
 		RunE: func(cmd *cobra.Command, _ []string) error { return history(cmd.Context(), s, a, o) },
@@ -59,7 +59,7 @@ record themselves. ` + keeping,
 }
 
 // subject reads "pod NAME" or "pod/NAME"; nothing where nothing is given.
-func subject(args []string, kinds ...string) (kind, name string, err error) {
+func subject(cmd *cobra.Command, args []string, kinds ...string) (kind, name string, err error) {
 	if len(args) == 1 {
 		args = strings.SplitN(args[0], "/", 2)
 	}
@@ -67,7 +67,11 @@ func subject(args []string, kinds ...string) (kind, name string, err error) {
 	case len(args) == 0:
 		return "", "", nil
 	case len(args) != 2 || args[1] == "":
-		return "", "", fmt.Errorf("want %s and a name, such as %s NAME", strings.Join(kinds, " or "), kinds[0])
+		name := "NAME"
+		if len(args) == 1 && !slices.Contains(kinds, args[0]) {
+			name = args[0]
+		}
+		return "", "", fmt.Errorf("want %s and a name, such as: %s %s %s", strings.Join(kinds, " or "), cmd.CommandPath(), kinds[0], name)
 	}
 	for _, k := range kinds {
 		if args[0] == k || args[0] == k+"s" || args[0] == k[:2] && k == "pod" || args[0] == "no" && k == "node" {

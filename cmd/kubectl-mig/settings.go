@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -137,11 +139,19 @@ func mountsOf(d *appsv1.Deployment, volume string) (dirs []string) {
 	return dirs
 }
 
-// configuration finds the scheduler's configuration among its files.
+// configuration finds the scheduler's configuration among its files: the one that
+// --config names, else the first that looks like one.
 func configuration(d *appsv1.Deployment, files map[string]string) (string, error) {
-	for _, text := range files {
-		if strings.Contains(text, "KubeSchedulerConfiguration") {
-			return text, nil
+	for _, c := range d.Spec.Template.Spec.Containers {
+		for _, arg := range slices.Concat(c.Command, c.Args) {
+			if name, ok := strings.CutPrefix(arg, "--config="); ok && files[name] != "" {
+				return files[name], nil
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if strings.Contains(files[name], "KubeSchedulerConfiguration") {
+			return files[name], nil
 		}
 	}
 	return "", fmt.Errorf("no ConfigMap of deployment %s/%s has a KubeSchedulerConfiguration", d.Namespace, d.Name)

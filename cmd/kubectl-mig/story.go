@@ -88,13 +88,13 @@ func object(kind, name string) string {
 	}
 }
 
-// podCreated tells the pod's creation from a container's, which kubelet also calls Created.
-const podCreated = "the pod was created"
+// podCreated is the reason of the pod's creation; kubelet's Created is a container's.
+const podCreated = "PodCreated"
 
 // stepsOfPod are those that the pod itself tells, to the second.
 func stepsOfPod(p *v1.Pod) []step {
 	name := object("Pod", p.Name)
-	steps := []step{{Time: p.CreationTimestamp.Time, Object: name, Type: v1.EventTypeNormal, Reason: "Created", Message: podCreated}}
+	steps := []step{{Time: p.CreationTimestamp.Time, Object: name, Type: v1.EventTypeNormal, Reason: podCreated, Message: "the pod was created"}}
 	for _, c := range p.Status.Conditions {
 		if c.Status != v1.ConditionTrue || c.LastTransitionTime.IsZero() {
 			continue
@@ -139,7 +139,7 @@ func ordered(steps []step) []step {
 
 // rank is that of pool.Usually, after the pod's own creation.
 func rank(s step) int {
-	if s.Message == podCreated {
+	if s.Reason == podCreated {
 		return -1
 	}
 	return pool.Usually(s.Reason)
@@ -149,7 +149,7 @@ func rank(s step) int {
 // tells better.
 func stepsTold(steps []step) []step {
 	return slices.DeleteFunc(steps, func(s step) bool {
-		return slices.Contains([]string{"Scheduled", "Pulled", "Pulling", "Started"}, s.Reason) || s.Reason == "Created" && s.Message != podCreated
+		return slices.Contains([]string{"Scheduled", "Pulled", "Pulling", "Created", "Started"}, s.Reason)
 	})
 }
 

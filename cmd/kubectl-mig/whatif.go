@@ -44,7 +44,12 @@ asks its other plugins; here the first by name is taken.`,
 		Example: `  kubectl mig what-if -f pod.yaml --replicas 20
   kubectl create deployment ... --dry-run=client -o yaml | kubectl mig what-if -f -`,
 		Args: checked(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return whatIf(cmd.Context(), s, a, o) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.replicas < 1 && cmd.Flags().Changed("replicas") || o.replicas > maxReplicas {
+				return usageError{fmt.Errorf("--replicas is %d; use 1 to %d", o.replicas, maxReplicas)}
+			}
+			return whatIf(cmd.Context(), s, a, o)
+		},
 	}
 	cmd.Flags().StringVarP(&o.file, "filename", "f", "", "File with pods or pod templates; - is standard input")
 	cmd.Flags().IntVar(&o.replicas, "replicas", 0, "How many of each, in place of what the file says")
@@ -66,11 +71,8 @@ func whatIf(ctx context.Context, s *screen, a *access, o whatIfOptions) error {
 	if err := checkOutput(o.output, "table", "wide", "json", "yaml"); err != nil {
 		return err
 	}
-	switch {
-	case o.file == "":
+	if o.file == "" {
 		return usageError{errors.New("-f is missing: name a file, or - for standard input")}
-	case o.replicas < 0 || o.replicas > maxReplicas:
-		return usageError{fmt.Errorf("--replicas is %d; use 1 to %d", o.replicas, maxReplicas)}
 	}
 	namespace, err := a.connect()
 	if err != nil {
@@ -180,6 +182,9 @@ func showOutlooks(s *screen, o whatIfOptions, v *survey, outlooks []outlook, aft
 	case "json", "yaml":
 		return s.encode(o.output, map[string]any{"workloads": outlooks})
 	case "table", "wide":
+		for i := range outlooks {
+			outlooks[i].remark(s)
+		}
 		return s.printTable(trialTable(outlooks, o.output == "wide"), o.output == "wide")
 	}
 	var out []line
@@ -263,6 +268,18 @@ func moreGPUs(m pool.MoreGPUs, pods int) string {
 		t += ", the GPUs of each pod on one node"
 	}
 	return t + fmt.Sprintf(" (idle, configured like those of %s)", m.Like)
+}
+
+// remark tells beside a table why something of the workload would wait.
+func (l *outlook) remark(s *screen) {
+	name := l.Kind + " " + l.Name
+	if l.Problem != "" {
+		s.noteIf(name + ": " + l.Problem)
+		return
+	}
+	for _, r := range l.Trials.Reasons {
+		s.noteIf(name + ": " + r.String())
+	}
 }
 
 // nodeTrials are the replicas that one node would get.
@@ -358,7 +375,7 @@ func trialTable(outlooks []outlook, wide bool) *table {
 	for _, l := range outlooks {
 		name := l.Kind + "/" + l.Name
 		if l.Trials == nil {
-			t.add(append([]piece{{name, plain}, {l.Problem, red}}, dashes(len(t.heads)-2)...)...)
+			t.add(append([]piece{{name, plain}, {"<waiting>", red}}, dashes(len(t.heads)-2)...)...)
 			continue
 		}
 		if wide {

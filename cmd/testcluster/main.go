@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -66,6 +67,11 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	commands := map[string]func(context.Context, options, []string) error{
 		"up": up, "down": down, "status": status, "kubeconfig": kubeconfig, "add-node": addNodes, "leftovers": leftovers,
+	}
+	if len(args) > 0 && slices.Contains([]string{"-h", "-help", "--help", "help"}, args[0]) {
+		flags.SetOutput(out)
+		flags.Usage()
+		return nil
 	}
 	if len(args) == 0 || commands[args[0]] == nil {
 		flags.Usage()

@@ -241,7 +241,7 @@ func TestCatalogueDropsSingleLayouts(t *testing.T) {
 	}
 	want := []string{
 		"knownMigGeometries (f:2): the layout 2x 3g.20gb + 1x 1g.5gb is left out, because NVIDIA A100-SXM4-40GB cannot be cut like that: it cannot be placed on an idle GPU; lower the counts.",
-		"knownMigGeometries (f:2): the layout 8x 1g.5gb is left out, because NVIDIA A100-SXM4-40GB cannot be cut like that: 1g.5gb: the count 8 makes more than the GPU's 7 or none; correct it.",
+		"knownMigGeometries (f:2): the layout 8x 1g.5gb is left out, because NVIDIA A100-SXM4-40GB cannot be cut like that: 1g.5gb: the count 8 is not from 1 to 7, which the GPU has room for; correct it.",
 		"knownMigGeometries (f:2): the layout 1x 2g.10gb + 1x 2g.12gb + 1x 9g.40gb is left out, because NVIDIA A100-SXM4-40GB has no 2g.12gb and 9g.40gb (it has 7g.40gb, 4g.20gb, 3g.20gb, 2g.10gb, 1g.10gb, 1g.5gb and 1g.5gb+me).",
 	}
 	if diff := cmp.Diff(want, sentences); diff != "" {

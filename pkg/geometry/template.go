@@ -47,8 +47,8 @@ func newStock(m *Model, t Template) (stock, error) {
 		case i < 0:
 			return s, fmt.Errorf("profile %d: %w; remove the entry", e.Profile, ErrUnknownProfile)
 		case e.Count < 1 || e.Count > int(m.shapes[i].max)-int(s.counts[i]):
-			return s, fmt.Errorf("%s: the count %d makes more than the GPU's %d or none; correct it",
-				m.profiles[i].Name, e.Count, m.shapes[i].max)
+			return s, fmt.Errorf("%s: the count %d is not from 1 to %d, which the GPU has room for; correct it",
+				m.profiles[i].Name, e.Count, int(m.shapes[i].max)-int(s.counts[i]))
 		case e.MemoryMiB < 0 || e.Cores < 0 || e.Cores > 100:
 			return s, fmt.Errorf("%s: memory %d MiB or cores %d %% are out of range; correct them",
 				m.profiles[i].Name, e.MemoryMiB, e.Cores)
