@@ -174,7 +174,7 @@ func TestGPUsAreCutWithinMIGPartedsConfiguration(t *testing.T) {
 		b.write("mig-parted.yaml", strings.Replace(fmt.Sprintf(layout, "3g.20gb: 3"), "[0, 1]", "[0, 1, 7]", 1))
 		b.reload()
 		b.expectText("condition", b.condition(v1alpha1.ConditionConfigMismatch), "mig-parted.yaml:4) has no layout that NVIDIA A100-SXM4-40GB can be cut into")
-		b.expectText("condition", b.condition(v1alpha1.ConditionConfigRemarks), "mig-parted.yaml:4): devices names GPU 7, which the node does not have (it has 3 GPUs, from index 0).")
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigRemarks), "mig-parted.yaml:4): devices names GPU 7, which is not among the 3 GPUs of the node that answer.")
 		if got := len(b.status().Models[0].Templates); got != 4 {
 			t.Errorf("with a layout that cannot be cut there are %d templates, want the 4 of the device configuration", got)
 		}

@@ -162,7 +162,7 @@ func (a *Agent) arrange(ctx context.Context, l *lister) error {
 	excluded := a.employ(ctx, inv, l.last.gpus, entry, reloads != a.reloads)
 	a.reloads = reloads
 	inv.resolve(settings, entry)
-	if configured && len(l.last.missing) == 0 { // else not all GPUs of the node are known
+	if configured {
 		inv.mismatches.Remarks = append(inv.mismatches.Remarks, entry.Stray(namesOf(l.last.gpus))...)
 	}
 	a.mu.Lock()

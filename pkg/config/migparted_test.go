@@ -164,15 +164,15 @@ func TestStray(t *testing.T) {
 		want        []string
 	}{
 		{"an index too many, and a GPU too few", `"name": "n", "migconfig": "a"`, []MIGPartedItem{{Devices: []int32{0, 7}, Enabled: true, Line: 4}}, []string{
-			"mig-configs.a (mig.yaml:4): devices names GPU 7, which the node does not have (it has 2 GPUs, from index 0).",
+			"mig-configs.a (mig.yaml:4): devices names GPU 7, which is not among the 2 GPUs of the node that answer.",
 			"GPU 1 is left alone: migconfig a does not select the GPU, and there is no operatingmode for others."}},
 		{"all is right", `"name": "n", "migconfig": "a", "operatingmode": "mig", "filterdevices": {"uuid": ["GPU-a"], "index": [1]}, "gpus": [{"index": 0, "operatingmode": "mig"}]`,
 			[]MIGPartedItem{{Devices: []int32{0}, Enabled: true}}, nil},
 		{"of a node by name", `"name": "n", "filterdevices": {"uuid": ["GPU-c"], "index": [2]}, "gpus": [{"index": 3, "operatingmode": "mig"}, {"uuid": "GPU-d", "operatingmode": "mig"}]`, nil, []string{
-			"nodeconfig (line 2): filterdevices names GPU GPU-c, which the node does not have (it has 2 GPUs, from index 0).",
-			"nodeconfig (line 2): filterdevices names GPU 2, which the node does not have (it has 2 GPUs, from index 0).",
-			"nodeconfig (line 2): gpus names GPU 3, which the node does not have (it has 2 GPUs, from index 0).",
-			"nodeconfig (line 2): gpus names GPU GPU-d, which the node does not have (it has 2 GPUs, from index 0)."}},
+			"nodeconfig (line 2): filterdevices names GPU GPU-c, which is not among the 2 GPUs of the node that answer.",
+			"nodeconfig (line 2): filterdevices names GPU 2, which is not among the 2 GPUs of the node that answer.",
+			"nodeconfig (line 2): gpus names GPU 3, which is not among the 2 GPUs of the node that answer.",
+			"nodeconfig (line 2): gpus names GPU GPU-d, which is not among the 2 GPUs of the node that answer."}},
 		{"of many nodes, of which others have them", `"default": true, "filterdevices": {"uuid": ["GPU-c"], "index": [2]}`, nil, nil},
 	} {
 		e := node(t, "nodeconfig:\n- {"+tt.entry+"}").Entries[0]

@@ -9,14 +9,14 @@ import (
 	"slices"
 )
 
-// Stray says, a sentence each, what the entry names that a node with these GPUs, which
-// are all of its GPUs, does not have, and which of them it leaves alone without naming
+// Stray says, a sentence each, what the entry names that is not among these GPUs, which
+// are all of the node's that answer, and which of them it leaves alone without naming
 // them.
 func (e *NodeEntry) Stray(gpus []GPUName) []string {
 	var out []string
 	for _, n := range e.namings() {
 		if !slices.ContainsFunc(gpus, n.is) {
-			out = append(out, fmt.Sprintf("%s names GPU %s, which the node does not have (it has %d GPUs, from index 0).",
+			out = append(out, fmt.Sprintf("%s names GPU %s, which is not among the %d GPUs of the node that answer.",
 				n.where, cmp.Or(n.uuid, fmt.Sprint(n.index)), len(gpus)))
 		}
 	}
