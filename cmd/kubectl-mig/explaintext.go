@@ -213,7 +213,7 @@ func (st *story) drawReasons(s *screen) []line {
 		if st.Outage == "" && st.pod.Spec.SchedulerName == v1alpha1.SchedulerName && len(st.pod.Spec.SchedulingGates) == 0 {
 			out = append(out, s.wrap("    ", dim, "The scheduler tries again when something changes, and waits longer after each failure. What is not looked at here may hold it back: affinity between pods, volumes, topology spread, quotas.")...)
 		}
-	} else {
+	} else if pool.Remedy(st.pod) == "" { // else room is not what it waits for
 		out = append(out, line{}, text(bold, "Why it waits"))
 		for _, r := range a.Reasons {
 			out = append(out, s.wrap("  • ", plain, "%s", r)...)

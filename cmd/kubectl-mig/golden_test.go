@@ -64,6 +64,7 @@ func TestGolden(t *testing.T) {
 		{"status-full", "full.yaml", "status", exitFine, false},
 		{"status-shares", "shares.yaml", "status", exitFine, false},
 		{"status-shares-table", "shares.yaml", "status -o table", exitFine, false},
+		{"status-shares-wide", "shares.yaml", "status -o wide", exitFine, true},
 		{"explain-share", "shares.yaml", "explain pod shared-1", exitFine, false},
 		{"what-if-shares", "shares.yaml", "what-if -f testdata/small.yaml", exitFine, false},
 		{"status-free", "cluster.yaml", "status --free=3g.40gb", exitFine, false},

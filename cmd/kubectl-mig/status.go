@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -16,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/geometry"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
@@ -138,17 +138,15 @@ func (v *survey) checkFree(profile string) error {
 
 // profilesOf lists the names of the profiles that GPUs have, the smallest first.
 func profilesOf(nodes []*v1alpha1.GPUNode) []string {
-	known := map[string]v1alpha1.Profile{}
+	known := map[string]geometry.Profile{}
 	for _, n := range nodes {
 		for _, m := range n.Status.Models {
 			for _, p := range m.Profiles {
-				known[p.Name] = p
+				known[p.Name] = geometry.Profile{Name: p.Name, Size: int(p.Size), MemoryMiB: int(p.MemoryMiB)}
 			}
 		}
 	}
-	return slices.SortedFunc(maps.Keys(known), func(a, b string) int {
-		return cmp.Or(cmp.Compare(known[a].Size, known[b].Size), cmp.Compare(known[a].MemoryMiB, known[b].MemoryMiB), cmp.Compare(a, b))
-	})
+	return pool.SmallestFirst(known)
 }
 
 // showStatus prints one picture.

@@ -40,6 +40,9 @@ func row(n *nodeStatus, g *pool.GPUPicture, wide bool) []piece {
 	free, largest := fmt.Sprintf("%d/%d", g.FreeSlices, g.MemorySlices), cmp.Or(g.LargestFree, "-")
 	if sh := g.Shares; sh != nil {
 		free = fmt.Sprintf("%d/%dMi", sh.FreeMemoryMiB, sh.MemoryMiB)
+		if wide {
+			free += fmt.Sprintf(",%d/%d%%", sh.FreeCores, sh.Cores)
+		}
 		for i := range sh.Held {
 			if name := sh.Held[i].Owner.Name; !slices.Contains(pods, name) {
 				pods = append(pods, name)

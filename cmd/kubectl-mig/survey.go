@@ -6,6 +6,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -15,6 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/config"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
@@ -205,11 +209,42 @@ func (s *survey) fleet() *pool.Fleet {
 	return f
 }
 
+// annotations are those that pods may have for dynamig.
+var annotations = []string{
+	v1alpha1.AnnotationMode, v1alpha1.AnnotationProfile, v1alpha1.AnnotationUseUUID, v1alpha1.AnnotationNoUseUUID,
+	v1alpha1.AnnotationUseType, v1alpha1.AnnotationNoUseType, v1alpha1.AnnotationNUMABind, v1alpha1.AnnotationNodePolicy, v1alpha1.AnnotationGPUPolicy,
+}
+
 // remarkOn notes what a pod may not have meant.
 func (s *survey) remarkOn(pod *v1.Pod) {
 	if r, err := pool.Parse(pod, s.opts); err == nil && r != nil && r.Remark != "" {
 		s.note("%s", r.Remark)
 	}
+	if !s.opts.Wants(pod) {
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(pod.Annotations)) {
+		if near := nearAnnotation(name); near != "" {
+			s.note("annotation %s of pod %s means nothing to dynamig; did you mean %s?", name, pod.Name, near)
+		}
+	}
+}
+
+// nearAnnotation is the one that was probably meant, of the same domain; empty for one
+// that is known, and where none is near.
+func nearAnnotation(name string) string {
+	domain, word, _ := strings.Cut(name, "/")
+	var words []string
+	for _, known := range annotations {
+		if rest, ok := strings.CutPrefix(known, domain+"/"); ok {
+			words = append(words, rest)
+		}
+	}
+	near := config.Nearest(word, words)
+	if near == "" || near == word {
+		return ""
+	}
+	return domain + "/" + near
 }
 
 // warn tells what could not be read.

@@ -55,6 +55,7 @@ func TestWhatDynamigWouldNotPlace(t *testing.T) {
 		{"beside ours", manifest("Pod", "name: x", ours, one+", nvidia.com/gpumemory: 4000"), false, exitWaiting, "it asks for nvidia.com/gpumemory, which no node offers"},
 		{"a resource that no node has", manifest("Pod", "name: x", ours, one+", example.com/nic: 1"), false, exitWaiting, "offers no example.com/nic"},
 		{"a mode that is none", manifest("Pod", "name: x, annotations: {nvidia.com/vgpu-mode: migx}", ours, one), false, exitFine, `note: annotation nvidia.com/vgpu-mode is "migx", and "migx" is no mode`},
+		{"an annotation that is none", manifest("Pod", "name: x, annotations: {nvidia.com/mig-profiles: 1g.5gb, nvidia.com/driver: x}", ours, one), false, exitFine, "note: annotation nvidia.com/mig-profiles of pod x means nothing to dynamig; did you mean nvidia.com/mig-profile?"},
 		{"a DaemonSet", manifest("DaemonSet", "name: x", ours, one), false, exitWaiting, "a DaemonSet puts one pod on each node"},
 		{"a kind of which nothing is known", manifest("Pod", "name: a", ours, one) + "---\n" + strings.Replace(manifest("RayCluster", "name: x", ours, one), "template", "head", 1), false, exitFine,
 			"note: RayCluster x: where the pods of this kind are is not known"},

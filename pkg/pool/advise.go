@@ -12,6 +12,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/geometry"
 )
 
@@ -34,14 +35,19 @@ type Reason struct {
 	Text  string   `json:"text"` // "has no free MIG placement for 8000 MiB"; the nodes are the subject
 	Nodes []string `json:"nodes"`
 
-	// Of the class's GPUs that take new instances: free memory slices, all memory
+	// Of the class's GPUs that take new instances, where the pod may have one: free memory slices, all memory
 	// slices, and the largest profile that fits on any.
 	Free    int    `json:"free"`
 	Slices  int    `json:"slices"`
 	Largest string `json:"largest,omitempty"`
-	Curable bool   `json:"curable"` // removing pods could help
-	Barred  bool   `json:"barred"`  // something else than GPUs keeps the pod off: see Barred
-	Room    int    `json:"room"`    // so many of the nodes have GPUs with room for it
+
+	// Shared is what the class's shared GPU with the most memory left has left; nil
+	// where none is shared or the pod may not have a share.
+	Shared *v1alpha1.ShareCapacity `json:"shared,omitempty"`
+
+	Curable bool `json:"curable"` // removing pods could help
+	Barred  bool `json:"barred"`  // something else than GPUs keeps the pod off: see Barred
+	Room    int  `json:"room"`    // so many of the nodes have GPUs with room for it
 }
 
 // String is one sentence with the nodes as its subject.
@@ -54,7 +60,7 @@ func (r Reason) String() string {
 		}
 	}
 	if r.Curable {
-		text += fmt.Sprintf(" (%d of %d memory slices are free, %s)", r.Free, r.Slices, r.largest())
+		text += " (" + r.room() + ")"
 	}
 	switch {
 	case r.Room == 0:
@@ -64,6 +70,18 @@ func (r Reason) String() string {
 		text += fmt.Sprintf("; the GPUs of %d of them have room", r.Room)
 	}
 	return subject + " " + text
+}
+
+// room is what those GPUs still have that the pod may be on.
+func (r Reason) room() string {
+	var parts []string
+	if r.Slices > 0 || r.Shared == nil {
+		parts = append(parts, fmt.Sprintf("%d of %d memory slices are free, %s", r.Free, r.Slices, r.largest()))
+	}
+	if s := r.Shared; s != nil {
+		parts = append(parts, fmt.Sprintf("the shared GPU with the most memory left has %d MiB, %d%% of the cores and room for %d shares", s.MemoryMiB, s.Cores, s.Count))
+	}
+	return strings.Join(parts, "; ")
 }
 
 func (r Reason) largest() string {
@@ -200,7 +218,7 @@ func reasonsOf(prospects []prospect) []Reason {
 			at[text] = k
 			out = append(out, Reason{Text: text, Curable: curable, Barred: p.barred != ""})
 		}
-		out[k].add(p.view)
+		out[k].add(p.view, p.modes)
 		if p.verdict == nil {
 			out[k].Room++
 		}
@@ -218,13 +236,18 @@ func present(reason string) string {
 	return text
 }
 
-// add counts one more node.
-func (r *Reason) add(v *View) {
+// add counts one more node, by its GPUs that are in the modes.
+func (r *Reason) add(v *View, modes mode) {
 	r.Nodes = append(r.Nodes, v.Node.Name)
 	largestSize := -1
 	for i := range v.Node.GPUs {
 		g := &v.Node.GPUs[i]
-		if !g.Offered {
+		if g.Shares != nil && modes&share != 0 {
+			if left := v.sharesLeft(i); r.Shared == nil || left.MemoryMiB > r.Shared.MemoryMiB {
+				r.Shared = &left
+			}
+		}
+		if !g.Offered || modes == share {
 			continue
 		}
 		model := g.Catalogue.Model()

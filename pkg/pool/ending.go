@@ -339,7 +339,7 @@ func (s *site) kindsOn(g *GPU) (geometry.Kinds, bool) {
 // freeOn is the number of free memory slices of a node.
 func (f *Fleet) freeOn(s *site) int {
 	var r Reason
-	r.add(f.view(s, anybody, nil))
+	r.add(f.view(s, anybody, nil), mig)
 	return r.Free
 }
 

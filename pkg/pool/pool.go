@@ -341,13 +341,18 @@ func (p *Pool) profiles() string {
 			}
 		}
 	}
-	names := slices.SortedFunc(maps.Keys(known), func(a, b string) int {
-		return cmp.Or(cmp.Compare(known[a].Size, known[b].Size), cmp.Compare(known[a].MemoryMiB, known[b].MemoryMiB), cmp.Compare(a, b))
-	})
+	names := SmallestFirst(known)
 	if n := len(names); n > mostProfiles {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:mostProfiles], ", "), n-mostProfiles)
 	}
 	return strings.Join(names, ", ")
+}
+
+// SmallestFirst lists the names of profiles by size, memory and name.
+func SmallestFirst(known map[string]geometry.Profile) []string {
+	return slices.SortedFunc(maps.Keys(known), func(a, b string) int {
+		return cmp.Or(cmp.Compare(known[a].Size, known[b].Size), cmp.Compare(known[a].MemoryMiB, known[b].MemoryMiB), cmp.Compare(a, b))
+	})
 }
 
 func (p *Pool) cuttable(w geometry.Want) bool {

@@ -33,18 +33,29 @@ type SharePicture struct {
 	Owner     OwnerPicture `json:"owner"`
 }
 
+// sharesLeft is what a GPU in mode hami-core still offers to shares.
+func (v *View) sharesLeft(at int) v1alpha1.ShareCapacity {
+	all, taken := *v.Node.GPUs[at].Shares, v.Taken(at)
+	if taken.Exclusive {
+		return v1alpha1.ShareCapacity{}
+	}
+	return v1alpha1.ShareCapacity{
+		Count:     max(0, all.Count-int32(taken.Count)),
+		MemoryMiB: max(0, all.MemoryMiB-taken.MemoryMiB),
+		Cores:     max(0, all.Cores-int32(taken.Cores)),
+	}
+}
+
 // drawShares is the picture of one GPU's shares; nil where it takes none.
 func drawShares(status *v1alpha1.GPUNodeStatus, view *View, at int, holders []Holder, known map[types.UID]*owner) *SharesPicture {
 	g := &view.Node.GPUs[at]
 	if g.Shares == nil {
 		return nil
 	}
-	taken := view.Taken(at)
-	out := &SharesPicture{ShareCapacity: *g.Shares, Held: []SharePicture{}}
-	if !taken.Exclusive {
-		out.FreeCount = max(0, int(g.Shares.Count)-taken.Count)
-		out.FreeMemoryMiB = max(0, g.Shares.MemoryMiB-taken.MemoryMiB)
-		out.FreeCores = max(0, int(g.Shares.Cores)-taken.Cores)
+	left := view.sharesLeft(at)
+	out := &SharesPicture{
+		ShareCapacity: *g.Shares, Held: []SharePicture{},
+		FreeCount: int(left.Count), FreeMemoryMiB: left.MemoryMiB, FreeCores: int(left.Cores),
 	}
 	for i := range holders {
 		h := &holders[i]

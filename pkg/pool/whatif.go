@@ -342,11 +342,12 @@ type prospect struct {
 	plan    Plan
 	verdict *Verdict // nil: it fits
 	barred  string   // not empty: it may not go there
+	modes   mode     // that it may have there
 }
 
 // prospectOf is that of a node where so many more of the pod are in thought.
 func prospectOf(v *View, r *Request, barred Barred, more int) prospect {
-	p := prospect{view: v}
+	p := prospect{view: v, modes: v.considered(r)}
 	p.plan, p.verdict = v.Fit(r)
 	if why, counted := barred.on(v.Node.Name, more); !counted || p.verdict == nil {
 		p.barred = why
