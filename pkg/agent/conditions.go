@@ -85,7 +85,11 @@ func (f *findings) readiness() metav1.Condition {
 		condition.Message = strings.Join(append([]string{fmt.Sprintf("%d of %d GPUs take new work.", offered, len(inv.gpus))}, whys...), "\n")
 	}
 	if n := f.orphans(); n > 0 {
-		condition.Message += fmt.Sprintf("\nPods that keep devices of GPUs that the agent does not manage now, until they end: %d.", n)
+		between := "\n"
+		if len(f.inventory.gpus) == 0 {
+			between = " " // kubectl mig status shows the first line
+		}
+		condition.Message += fmt.Sprintf("%sPods that keep devices of GPUs that the agent does not manage now, until they end: %d.", between, n)
 	}
 	return condition
 }

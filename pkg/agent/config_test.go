@@ -312,7 +312,7 @@ func TestPodsWithoutAnEntryAreCounted(t *testing.T) {
 		b.reconfigure(`{"nodeconfig": [{"name": "node1", "operatingmode": "mig", "filterdevices": {"index": [1]}}]}`)
 		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "\n"+fmt.Sprintf(sentence, 1))
 		b.reconfigure(`{"nodeconfig": []}`)
-		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "add one to the node configuration.\n"+fmt.Sprintf(sentence, 3))
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "add one to the node configuration. "+fmt.Sprintf(sentence, 3))
 		b.remove("a")
 		b.remove("b")
 		b.remove("c")
