@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -155,13 +156,20 @@ func TestWordsAreNotBroken(t *testing.T) {
 		p.Screenshot("shares-" + theme)
 		Eval[bool](p, `document.querySelector(".held [data-pod]").click() || true`)
 		p.Until("the container", `!!document.querySelector(".containers td")`)
-		if cut := Eval[[]string](p, `[...document.querySelectorAll(".containers td:not(:last-child)")].filter((e) => { const r = document.createRange(); r.selectNodeContents(e); return r.getClientRects().length > 1; }).map((e) => e.textContent)`); len(cut) > 0 {
-			t.Errorf("words of %v are broken", cut)
+		for _, width := range []int64{400, 1280} {
+			p.do("another width", chromedp.EmulateViewport(width, 900))
+			if cut := Eval[[]string](p, brokenCells); len(cut) > 0 {
+				t.Errorf("%d pixels wide, words of %v are broken", width, cut)
+			}
 		}
 		p.Screenshot("story-shares-" + theme)
 		p.Close()
 	}
 }
+
+// brokenCells are the texts of a story's containers, but for messages, that take more than
+// one line.
+const brokenCells = `[...document.querySelectorAll(".containers td:not(:last-child)")].filter((e) => { const r = document.createRange(); r.selectNodeContents(e); return r.getClientRects().length > 1; }).map((e) => e.textContent)`
 
 // TestPageShowsAndFollows: states, search, filter, keyboard and a pod's story, on
 // three nodes with some trouble.
