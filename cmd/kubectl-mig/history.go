@@ -157,7 +157,7 @@ func (a *access) historyOfNode(ctx context.Context, s *screen, name string) ([]s
 			kind = v1.EventTypeWarning
 		}
 		steps = append(steps, step{Time: c.LastTransitionTime.Time, Object: "gpunode/" + name, Type: kind,
-			Reason: c.Type + "=" + string(c.Status), Message: c.Reason + ": " + firstLine(c.Message)})
+			Reason: c.Type + "=" + string(c.Status), Message: c.Reason + ": " + firstLine(c.Message, name)})
 	}
 	return steps, nil
 }

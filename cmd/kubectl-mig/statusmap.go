@@ -29,15 +29,16 @@ const mostWaiting = 10
 func (st *fleetStatus) maps(s *screen) []line {
 	var out []line
 	seen := map[pool.SpanState]bool{}
+	if st.Silence != "" {
+		out = append(out, s.wrap("! ", red, "%s", st.Silence)...)
+		out = append(out, line{})
+	}
 	for i := range st.Nodes {
 		out = append(out, drawNode(s, &st.Nodes[i], seen)...)
 		out = append(out, line{})
 	}
 	out = append(out, s.flow(dim, explainSigns(seen))...)
 	out = append(out, s.wrap("", plain, "%s", st.totals())...)
-	if st.Silence != "" {
-		out = append(out, s.wrap("! ", red, "%s", st.Silence)...)
-	}
 	return append(out, st.drawWaiting(s)...)
 }
 
@@ -58,11 +59,7 @@ func drawNode(s *screen, n *nodeStatus, seen map[pool.SpanState]bool) []line {
 	for _, g := range groups {
 		out = append(out, drawGPU(s, g, width, seen)...)
 	}
-	for _, c := range n.Conditions {
-		if pool.Wrong(c) {
-			out = append(out, s.wrap("  ! ", amber, "%s: %s", c.Type, firstLine(c.Message))...)
-		}
-	}
+	out = append(out, drawConditions(s, &n.NodePicture)...)
 	for _, p := range n.Preparations {
 		name := cmp.Or(p.Name, string(p.UID))
 		out = append(out, s.wrap("  • ", preparationStyle(p.Phase), "%s: %s", name, describePreparation(&p))...)
@@ -70,13 +67,42 @@ func drawNode(s *screen, n *nodeStatus, seen map[pool.SpanState]bool) []line {
 	return out
 }
 
-// firstLine of a message; a condition may have a sentence in each of several.
-func firstLine(message string) string {
+// drawConditions says what is wrong with a node, each sentence once: many are those of
+// GPUs, or stand in several conditions.
+func drawConditions(s *screen, n *pool.NodePicture) []line {
+	var told []string
+	for i := range n.GPUs {
+		if reason := strings.TrimSuffix(n.GPUs[i].Reason, "."); reason != "" {
+			told = append(told, reason)
+		}
+	}
+	var out []line
+	for _, c := range n.Conditions {
+		if !pool.Wrong(c) {
+			continue
+		}
+		sentences := slices.DeleteFunc(strings.Split(strings.TrimSpace(c.Message), "\n"), func(sentence string) bool {
+			return slices.ContainsFunc(told, func(t string) bool { return strings.Contains(sentence, t) })
+		})
+		if len(sentences) == 0 {
+			continue
+		}
+		out = append(out, s.wrap("  ! ", amber, "%s: %s", c.Type, firstLine(strings.Join(sentences, "\n"), n.Name))...)
+		for _, sentence := range sentences {
+			told = append(told, strings.TrimSuffix(sentence, "."))
+		}
+	}
+	return out
+}
+
+// firstLine of a message of a node's condition, which may have a sentence in each of
+// several.
+func firstLine(message, node string) string {
 	first, rest, more := strings.Cut(strings.TrimSpace(message), "\n")
 	if !more {
 		return first
 	}
-	return fmt.Sprintf("%s (and %d more; kubectl describe gpunode has all)", first, strings.Count(rest, "\n")+1)
+	return fmt.Sprintf("%s (and %d more; kubectl describe gpunode %s has all)", first, strings.Count(rest, "\n")+1, node)
 }
 
 func preparationStyle(phase v1alpha1.PodPhase) style {

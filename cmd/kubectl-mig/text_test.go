@@ -4,8 +4,15 @@
 package main
 
 import (
+	"io"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 // TestNothingFromTheClusterSteersTheTerminal: our own colours do, and nothing else.
@@ -26,5 +33,31 @@ func TestNothingFromTheClusterSteersTheTerminal(t *testing.T) {
 		if got, want := s.render(text(red, "%s", hostile)), "\x1b[31m"+harmless+"\x1b[0m"; got != want {
 			t.Errorf("rendered %q, want %q", got, want)
 		}
+	}
+}
+
+// TestSentencesOnce: what stands beside a GPU, or in an earlier condition, is not said
+// again, and where the rest is says which node's.
+func TestSentencesOnce(t *testing.T) {
+	n := &pool.NodePicture{Name: "node1", GPUs: []pool.GPUPicture{{Reason: "The GPU is lost; reset it."}}}
+	wrong := func(kind, message string) metav1.Condition {
+		status := metav1.ConditionTrue
+		if kind == v1alpha1.ConditionReady {
+			status = metav1.ConditionFalse
+		}
+		return metav1.Condition{Type: kind, Status: status, Reason: "X", Message: message}
+	}
+	n.Conditions = []metav1.Condition{
+		wrong(v1alpha1.ConditionReady, "GPU 0: The GPU is lost; reset it."),
+		wrong(v1alpha1.ConditionModePending, "One.\nTwo."), wrong(v1alpha1.ConditionConfigInvalid, "One."),
+	}
+	s := newScreen(strings.NewReader(""), io.Discard, io.Discard, func(string) string { return "" })
+	var got []string
+	for _, l := range drawConditions(s, n) {
+		got = append(got, s.render(l))
+	}
+	want := []string{"  ! ModePending: One. (and 1 more; kubectl describe gpunode node1 has all)"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("conditions (-want +got):\n%s", diff)
 	}
 }
