@@ -65,7 +65,7 @@ func (v *survey) readAdmission(ctx context.Context, a *access, workloads []workl
 }
 
 // admitted is the pod as the policy leaves it: with our scheduler's name, and one
-// device for each container that has limits of the others of our resources alone.
+// device for each container that says how much of one it wants, and not how many.
 func (v *survey) admitted(pod *v1.Pod) *v1.Pod {
 	name := pod.Spec.SchedulerName
 	if !v.admits[pod.Namespace] || pod.Labels[admissionLabel] == "ignore" ||
@@ -73,12 +73,13 @@ func (v *survey) admitted(pod *v1.Pod) *v1.Pod {
 		return pod
 	}
 	ours := v.opts.Resources()
+	sizes := []v1.ResourceName{ours.Memory, ours.MemoryPercentage, ours.Cores} // as in the policy: priority alone asks for nothing
 	out, asks := pod.DeepCopy(), false
 	for _, list := range [][]v1.Container{out.Spec.Containers, out.Spec.InitContainers} {
 		for i := range list {
 			limits := list[i].Resources.Limits
 			_, counted := limits[ours.Count]
-			sized := slices.ContainsFunc(ours.RequestOnly(), func(name v1.ResourceName) bool { _, has := limits[name]; return has })
+			sized := slices.ContainsFunc(sizes, func(name v1.ResourceName) bool { _, has := limits[name]; return has })
 			if sized && !counted {
 				limits[ours.Count] = *resource.NewQuantity(1, resource.DecimalSI)
 			}

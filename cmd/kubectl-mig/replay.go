@@ -258,7 +258,7 @@ func (f *replayFlags) printTable(out io.Writer, results []*replay.Result) error 
 	}
 	fmt.Fprintln(out, "\nWORK is the part of the offered slice-seconds that was accepted; MEMORY and COMPUTE are the parts\n"+
 		"of the fleet's slices in use, STRANDED of its free ones that no job of the trace could use.")
-	if slices.ContainsFunc(results, func(r *replay.Result) bool { return workDone(r) == "-" }) {
+	if slices.ContainsFunc(results, rejectedUnknown) {
 		fmt.Fprintln(out, "WORK is - where what was rejected is not known in slice-seconds: such a job fits no GPU, or runs forever\n"+
 			"and came last. A duration for each job makes it known.")
 	}
@@ -275,14 +275,19 @@ func (f *replayFlags) printTable(out io.Writer, results []*replay.Result) error 
 	return nil
 }
 
-// workDone is the part of the offered work that was accepted; "-" where it is not known
-// how much was offered: by jobs that were rejected and fit no GPU, or run forever and
-// came last.
+// workDone is the part of the offered work that was accepted; "-" where none was, or
+// where it is not known how much.
 func workDone(r *replay.Result) string {
-	if r.OfferedSliceSeconds == 0 || r.Rejected > 0 && r.AcceptedSliceSeconds == r.OfferedSliceSeconds {
+	if r.OfferedSliceSeconds == 0 || rejectedUnknown(r) {
 		return "-"
 	}
 	return percent(r.AcceptedSliceSeconds / r.OfferedSliceSeconds)
+}
+
+// rejectedUnknown reports whether jobs were rejected that no slices can be counted
+// for: that fit no GPU, or all of which run forever and came last.
+func rejectedUnknown(r *replay.Result) bool {
+	return r.Impossible > 0 || r.Rejected > 0 && r.AcceptedSliceSeconds == r.OfferedSliceSeconds
 }
 
 // percent of a part from 0 to 1.

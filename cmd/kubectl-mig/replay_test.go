@@ -103,9 +103,10 @@ func TestReplayMistakes(t *testing.T) {
 
 // TestReplayWorkThatIsNotKnown: what was rejected cannot be counted as done.
 func TestReplayWorkThatIsNotKnown(t *testing.T) {
-	unknown := regexp.MustCompile(`ours +\d+ +1 +- `)
+	unknown := regexp.MustCompile(`ours +\d+ +[12] +- `)
 	for _, tc := range []struct{ name, jobs, says string }{
 		{"impossible", "0,10,800000\n", "1 of the rejected jobs asks for what not even the idle fleet could hold; the first is line 2 of "},
+		{"impossible and other", "0,10,800000\n0,100,40000\n0,100,40000\n", "WORK is - where"},
 		{"forever", "0,3600,8000\n12,600,20000\n30,,\n", "WORK is - where"},
 	} {
 		file := filepath.Join(t.TempDir(), "jobs.csv")

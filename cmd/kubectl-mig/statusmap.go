@@ -82,7 +82,7 @@ func drawConditions(s *screen, n *pool.NodePicture) []line {
 			continue
 		}
 		sentences := slices.DeleteFunc(strings.Split(strings.TrimSpace(c.Message), "\n"), func(sentence string) bool {
-			return slices.ContainsFunc(told, func(t string) bool { return strings.Contains(sentence, t) })
+			return sentence == "" || slices.ContainsFunc(told, func(t string) bool { return strings.Contains(sentence, t) })
 		})
 		if len(sentences) == 0 {
 			continue

@@ -213,6 +213,7 @@ func (s *survey) fleet() *pool.Fleet {
 var annotations = []string{
 	v1alpha1.AnnotationMode, v1alpha1.AnnotationProfile, v1alpha1.AnnotationUseUUID, v1alpha1.AnnotationNoUseUUID,
 	v1alpha1.AnnotationUseType, v1alpha1.AnnotationNoUseType, v1alpha1.AnnotationNUMABind, v1alpha1.AnnotationNodePolicy, v1alpha1.AnnotationGPUPolicy,
+	v1alpha1.AnnotationWeights,
 }
 
 // remarkOn notes what a pod may not have meant.

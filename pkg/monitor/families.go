@@ -142,7 +142,7 @@ var poolFamilies = []family{
 		},
 	}, {
 		name: "dynamig_waiting_pods", unit: "pods", group: GroupPool, labels: []string{"reason"},
-		help:   "GPU pods on no node, by kind of reason; a pod that several nodes refuse for different reasons counts under each.",
+		help:   "GPU pods that cannot start yet, because they are on no node or somebody else has bound them, by kind of reason; a pod that several nodes refuse for different reasons counts under each.",
 		source: "pods, condition PodScheduled",
 		each: func(s *scrape, emit func(float64, ...string)) {
 			counts := map[string]int{}

@@ -42,10 +42,7 @@ func waitingPod(pod *v1.Pod, names *v1alpha1.Resources) *WaitingPod {
 		w.Message = c.Message
 	}
 	w.Reason = cmp.Or(pool.Remedy(pod), pool.BareReason(w.Message))
-	w.Classes = classesOf(w, names)
-	if pod.Spec.NodeName != "" {
-		w.Classes = []string{classOther}
-	}
+	w.Classes = classesOf(pod, w, names)
 	return w
 }
 
@@ -137,8 +134,10 @@ func Classes() []string {
 	return slices.Compact(names)
 }
 
-func classesOf(w *WaitingPod, names *v1alpha1.Resources) []string {
+func classesOf(pod *v1.Pod, w *WaitingPod, names *v1alpha1.Resources) []string {
 	switch {
+	case pod.Spec.NodeName != "": // another scheduler's choice
+		return []string{classOther}
 	case w.Gated:
 		return []string{classGated}
 	case w.Message == "":

@@ -110,21 +110,23 @@ export function bar(node, gpu, known) {
 
 export const spanKeys = (node) => new Set((node.gpus || []).flatMap((g) => (g.spans || []).map((s) => `${node.name}/${g.uuid}/${s.profileID}/${s.start}/${s.state}`)));
 
+const shareLeft = (shares) => `${gib(shares.freeMemoryMiB)} GiB, ${shares.freeCores}% cores`;
+
 /** left says what is free. */
 function left(node, gpu) {
   if (gpu.health !== "Healthy") return gpu.reason || "unhealthy";
   if (down(node)) return down(node);
   if (gpu.mode.pending) return gpu.reason || "mode change pending";
-  if (gpu.shares) return `${gib(gpu.shares.freeMemoryMiB)} GiB, ${gpu.shares.freeCores}% cores`;
+  if (gpu.shares) return `${shareLeft(gpu.shares)} free`;
   if (!gpu.offered) return gpu.reason || "not offered";
   if (!gpu.freeSlices) return "full";
   return `${gpu.freeSlices} free, ${gpu.largestFree ? `up to ${gpu.largestFree}` : "nothing fits"}`;
 }
 
 function leftNode(node, gpu) {
-  const words = left(node, gpu), as = (title) => el("span", { class: "left", title }, words);
+  const words = left(node, gpu), as = (title, text = words) => el("span", { class: "left", title }, text);
   if (gpu.health !== "Healthy" || gpu.mode.pending || down(node)) return as(words);
-  if (gpu.shares) return as(`${gpu.shares.freeMemoryMiB} MiB and ${gpu.shares.freeCores}% of the cores are free, for ${gpu.shares.freeCount} more shares`);
+  if (gpu.shares) return as(`${gpu.shares.freeMemoryMiB} MiB and ${gpu.shares.freeCores}% of the cores are free, for ${gpu.shares.freeCount} more shares`, shareLeft(gpu.shares));
   if (!gpu.offered || !gpu.freeSlices) return as(words);
   return el("span", { class: `left${gpu.largestFree ? "" : " bad"}`, title: `${words}; ${gpu.stranded} stranded; fragmentation ${gpu.fragmentation.toFixed(2)} slices` },
     el("b", {}, `${gpu.freeSlices}`), el("span", {}, " free"), el("span", { class: "more" }, gpu.largestFree ? ` · ${gpu.largestFree}` : " · nothing fits"));
