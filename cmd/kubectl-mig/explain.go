@@ -82,7 +82,7 @@ type story struct {
 	Advice    *pool.Advice `json:"advice,omitempty"`
 	Agentless []string     `json:"agentless,omitempty"`  // nodes with GPUs that no pod gets for want of an agent
 	Start     *pool.Trial  `json:"startAgent,omitempty"` // where it would fit, if only the node's agent ran
-	Remedies  []string     `json:"remedies,omitempty"`   // where no GPU would help
+	Remedies  []string     `json:"remedies,omitempty"`   // repairs of GPUs, and what would open nodes that bar it
 	Agent     *agentWord   `json:"agent,omitempty"`
 	Steps     []step       `json:"steps,omitempty"`
 	pod       *v1.Pod
@@ -212,7 +212,10 @@ func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 	var wrong *pool.InvalidError
 	switch {
 	case errors.As(err, &wrong):
-		st.State, st.Problem = stateWrong, wrong.Error()
+		st.Problem, st.Remedies = wrong.Error(), v.repaired(st.pod)
+		if len(st.Remedies) == 0 {
+			st.State = stateWrong
+		}
 	case err != nil:
 		return err
 	}
@@ -225,7 +228,8 @@ func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 	}
 	st.Advice = advice
 	if advice != nil && advice.Fits == nil {
-		st.Start, st.Agentless = v.startAgent(fleet, st.pod), v.agentlessNodes()
+		st.Agentless = v.agentlessNodes()
+		st.Start = v.startAgent(fleet, st.pod, st.Agentless)
 		st.Remedies = v.remedies(st.pod, advice.Reasons)
 	}
 	st.Sentence = st.sentence()
@@ -273,6 +277,8 @@ func (st *story) sentence() string {
 	switch {
 	case st.pod.DeletionTimestamp != nil:
 		return "is being deleted; it was not placed."
+	case st.Advice == nil:
+		return "waits for a repair: no GPU that works could hold it."
 	case len(st.pod.Spec.SchedulingGates) > 0:
 		return fmt.Sprintf("waits for its scheduling gate %s, not for a GPU. It asks for %s.", st.pod.Spec.SchedulingGates[0].Name, request)
 	case st.pod.Spec.SchedulerName != v1alpha1.SchedulerName:

@@ -38,6 +38,9 @@ func (st *story) draw(s *screen, v *survey) []line {
 	if st.Advice != nil {
 		out = append(out, st.drawReasons(s)...)
 		out = append(out, st.drawHelp(s, &v.opts)...)
+	} else if len(st.Remedies) > 0 {
+		out = append(out, line{}, text(bold, "What would help"))
+		out = append(out, st.drawRemedies(s)...)
 	}
 	out = append(out, line{}, text(bold, "Steps"))
 	out = append(out, drawSteps(s, st.Steps)...)
@@ -228,6 +231,14 @@ func (st *story) drawReasons(s *screen) []line {
 	return out
 }
 
+func (st *story) drawRemedies(s *screen) []line {
+	var out []line
+	for _, r := range st.Remedies {
+		out = append(out, s.wrap("  • ", plain, "%s.", r)...)
+	}
+	return out
+}
+
 // drawHelp says what would help.
 func (st *story) drawHelp(s *screen, opts *pool.Options) []line {
 	a := st.Advice
@@ -242,9 +253,7 @@ func (st *story) drawHelp(s *screen, opts *pool.Options) []line {
 	case n > 0:
 		out = append(out, s.wrap("  • ", plain, "Starting the agent, dynamig-nodeagent, on %s: no pod gets GPUs there now. This one has no room there yet.", named(st.Agentless))...)
 	}
-	for _, r := range st.Remedies {
-		out = append(out, s.wrap("  • ", plain, "%s.", r)...)
-	}
+	out = append(out, st.drawRemedies(s)...)
 	if a.End != nil {
 		out = append(out, s.wrap("  • ", plain, "%s", describeEnding(a.End))...)
 	}

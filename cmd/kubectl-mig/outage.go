@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -17,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
@@ -30,25 +32,25 @@ type outage struct {
 }
 
 // outageOf is nil where nothing is amiss, and where Nodes may not be read.
-func (s *survey) outageOf(p *pool.NodePicture) *outage {
+func (s *survey) outageOf(n *v1alpha1.GPUNode) *outage {
 	if s.nodes == nil {
 		return nil
 	}
-	node, count := s.nodes[p.Name], s.opts.Resources().Count
+	node, count := s.nodes[n.Name], s.opts.Resources().Count
 	var kubelet *pool.Kubelet
 	if node != nil {
 		k := pool.KubeletOf(node, count)
 		kubelet = &k
 	}
 	text := ""
-	word := p.Outage(kubelet)
+	word := (&pool.NodePicture{Name: n.Name, Conditions: n.Status.Conditions}).Outage(kubelet)
 	switch word {
 	case pool.NodeGone:
 		text = "Its Node is gone, and this is the agent's last report."
 	case pool.NotReady:
 		text = fmt.Sprintf("The Node is not ready (%s): nothing starts here until its kubelet is back, and this is the last report.", whyNotReady(node))
 	case pool.NoAgent:
-		text = fmt.Sprintf("No agent runs: kubelet counts no %s here, so nothing new comes, and this is the last report. Start dynamig-nodeagent on %s.", count, p.Name)
+		text = fmt.Sprintf("No agent runs: kubelet counts no %s here, so nothing new comes, and this is the last report. Start dynamig-nodeagent on %s.", count, n.Name)
 	default:
 		return nil
 	}
@@ -78,8 +80,7 @@ func (s *survey) outageAt(node string) string {
 		if n.Name != node {
 			continue
 		}
-		picture := s.opts.Draw(n, nil, &pool.Catalogues{})
-		if out := s.outageOf(&picture); out != nil {
+		if out := s.outageOf(n); out != nil {
 			return fmt.Sprintf("%s: %s", node, out.text)
 		}
 	}
@@ -90,8 +91,7 @@ func (s *survey) outageAt(node string) string {
 func (s *survey) agentlessNodes() []string {
 	var out []string
 	for _, n := range s.gpuNodes {
-		picture := s.opts.Draw(n, nil, &pool.Catalogues{})
-		if found := s.outageOf(&picture); found != nil && found.word == pool.NoAgent {
+		if found := s.outageOf(n); found != nil && found.word == pool.NoAgent {
 			out = append(out, n.Name)
 		}
 	}
@@ -99,29 +99,35 @@ func (s *survey) agentlessNodes() []string {
 	return out
 }
 
-// startAgent is the place that a pod would have if every agent ran; nil where none
-// is missing, or that would not help.
-func (s *survey) startAgent(fleet *pool.Fleet, pod *v1.Pod) *pool.Trial {
-	revived := &survey{opts: s.opts, pods: s.pods, nodes: map[string]*v1.Node{}}
-	agentless := s.agentlessNodes()
+// startAgent is the place that a pod would have if the missing agents ran; nil where
+// none is missing, or that would not help.
+func (s *survey) startAgent(fleet *pool.Fleet, pod *v1.Pod, agentless []string) *pool.Trial {
 	if len(agentless) == 0 {
 		return nil
 	}
-	for name, node := range s.nodes {
-		if slices.Contains(agentless, name) {
-			node = node.DeepCopy()
-			if node.Status.Allocatable == nil {
-				node.Status.Allocatable = v1.ResourceList{}
-			}
-			node.Status.Allocatable[s.opts.Resources().Count] = *resource.NewQuantity(math.MaxInt32, resource.DecimalSI)
-		}
-		revived.nodes[name] = node
-	}
-	trials, err := fleet.Try(pod, 1, revived.gate(pod))
+	trials, err := fleet.Try(pod, 1, s.offering(agentless).gate(pod))
 	if err != nil || len(trials.Placed) == 0 {
 		return nil
 	}
 	return &trials.Placed[0]
+}
+
+// offering is the survey as it would be if kubelet had devices to spare on these nodes.
+func (s *survey) offering(nodes []string) *survey {
+	out := *s
+	out.nodes = maps.Clone(s.nodes)
+	for _, name := range nodes {
+		if s.nodes[name] == nil {
+			continue
+		}
+		node := s.nodes[name].DeepCopy()
+		if node.Status.Allocatable == nil {
+			node.Status.Allocatable = v1.ResourceList{}
+		}
+		node.Status.Allocatable[s.opts.Resources().Count] = *resource.NewQuantity(math.MaxInt32, resource.DecimalSI)
+		out.nodes[name] = node
+	}
+	return &out
 }
 
 // leaseSilence is how old a lease must be before the scheduler counts as dead: four

@@ -28,9 +28,7 @@ func TestRepairs(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			api, kubeconfig := serve(t, "cluster.yaml")
-			if err := unstructured.SetNestedSlice(api.object(t, "Node", "node3"), nil, "spec", "taints"); err != nil {
-				t.Fatal(err)
-			}
+			untainted(t, api)
 			if tc.change != nil {
 				gpus, _, _ := unstructured.NestedSlice(api.object(t, "GPUNode", "node3"), "status", "gpus")
 				for field, value := range tc.change {
@@ -51,6 +49,102 @@ func TestRepairs(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// fail makes GPUs of a node unhealthy, and kubelet count so many devices there.
+func (f *fakeAPI) fail(t *testing.T, node, devices string, gpus ...int) {
+	t.Helper()
+	status := f.object(t, "GPUNode", node)["status"].(map[string]any)
+	for _, i := range gpus {
+		g := status["gpus"].([]any)[i].(map[string]any)
+		g["health"], g["reason"] = "Unhealthy", "lost."
+	}
+	if len(gpus) == len(status["gpus"].([]any)) {
+		status["conditions"] = []any{map[string]any{"type": "Ready", "status": "False", "reason": "Waiting"}}
+	}
+	if err := unstructured.SetNestedField(f.object(t, "Node", node), devices, "status", "allocatable", "nvidia.com/gpu"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRepairsOfWholeNodes: kubelet counts no devices of GPUs that are lost, and that
+// does not hide what their repair would do.
+func TestRepairsOfWholeNodes(t *testing.T) {
+	const pod = "{apiVersion: v1, kind: Pod, metadata: {name: asks, namespace: default, uid: uid-asks}, " +
+		"spec: {schedulerName: dynamig-scheduler, containers: [{name: c, resources: {limits: {%s}}}]}}"
+	for _, tc := range []struct {
+		name, fixture, limits string
+		change                func(*testing.T, *fakeAPI)
+		says, problem         string
+	}{
+		{"a node's only GPU", "full.yaml", "nvidia.com/gpu: 1, nvidia.com/gpumem: 10000",
+			func(t *testing.T, api *fakeAPI) { t.Helper(); api.fail(t, "node2", "0", 0) },
+			"Resetting or replacing GPU 0 of node2, which is unhealthy (lost): then 2g.10gb on GPU 0 at ", ""},
+		{"one of two, and kubelet counts what is held", "cluster.yaml", "nvidia.com/gpu: 1, nvidia.com/gpumem: 90000",
+			func(t *testing.T, api *fakeAPI) { t.Helper(); api.fail(t, "node3", "1", 1) },
+			"Resetting or replacing GPU 1 of node3, which is unhealthy (lost): then 4g.96gb on GPU 1 at 0 there", ""},
+		{"the only ones of their model", "cluster.yaml", "nvidia.com/gpu: 1, nvidia.com/gpumem: 90000",
+			func(t *testing.T, api *fakeAPI) { t.Helper(); api.fail(t, "node3", "1", 0, 1) },
+			"Resetting or replacing GPU 1 of node3, which is unhealthy (lost): then 4g.96gb on GPU 1 at 0 there",
+			"no GPU in the cluster can be cut into that"},
+		{"all GPUs of the cluster", "full.yaml", "nvidia.com/gpu: 1, nvidia.com/gpumem: 10000",
+			func(t *testing.T, api *fakeAPI) {
+				t.Helper()
+				api.fail(t, "node1", "8", 0, 1)
+				api.fail(t, "node2", "0", 0)
+			},
+			"Resetting or replacing GPU 0 of node2, which is unhealthy (lost): then 2g.10gb on GPU 0 at ", ""},
+		{"both that a pod needs", "cluster.yaml", "nvidia.com/gpu: 2, nvidia.com/gpumem: 90000",
+			func(t *testing.T, api *fakeAPI) {
+				t.Helper()
+				api.remove("Pod", "render-0")
+				delete(api.object(t, "GPUNode", "node3")["status"].(map[string]any)["gpus"].([]any)[0].(map[string]any), "instances")
+				api.fail(t, "node3", "0", 0, 1)
+			},
+			"Resetting or replacing GPU 0 of node3, which is unhealthy (lost), and GPU 1 of node3, which is unhealthy (lost): then 4g.96gb on GPU 0 at 0; 4g.96gb on GPU 1 at 0 there", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			api, kubeconfig := serve(t, tc.fixture)
+			if tc.fixture == "cluster.yaml" {
+				untainted(t, api)
+			}
+			tc.change(t, api)
+			text := fmt.Sprintf(pod, tc.limits)
+			tried := whatIfOf(t, kubeconfig, text)
+			api.add(t, text)
+			explained := runOn(t, look{"", 400, false, true}, "explain", "pod", "asks", "--kubeconfig="+kubeconfig)
+			for _, got := range []ran{explained, tried} {
+				out := strings.Join(strings.Fields(got.out), " ")
+				if got.code != exitWaiting || !strings.Contains(out, tc.says) || !strings.Contains(out, tc.problem) {
+					t.Errorf("%d, want %q and %q:\n%s%s", got.code, tc.says, tc.problem, got.out, got.err)
+				}
+			}
+			if strings.Contains(explained.out, "cannot be placed as it is") {
+				t.Errorf("explain has the pod changed, which a repair would do for:\n%s", explained.out)
+			}
+		})
+	}
+}
+
+// TestNoRepairWithoutAnAgent: a reset alone does not help on a node whose agent is
+// gone.
+func TestNoRepairWithoutAnAgent(t *testing.T) {
+	api, kubeconfig := serve(t, "cluster.yaml")
+	untainted(t, api)
+	api.fail(t, "node3", "0", 1)
+	got := whatIfOf(t, kubeconfig, "{apiVersion: v1, kind: Pod, metadata: {name: asks}, spec: {schedulerName: dynamig-scheduler, "+
+		"containers: [{name: c, resources: {limits: {nvidia.com/gpu: 1, nvidia.com/gpumem: 90000}}}]}}")
+	if got.code != exitWaiting || strings.Contains(got.out, "Resetting") {
+		t.Errorf("what-if = %d, and a repair on a node without an agent:\n%s%s", got.code, got.out, got.err)
+	}
+}
+
+// untainted opens node3 of cluster.yaml to all pods.
+func untainted(t *testing.T, api *fakeAPI) {
+	t.Helper()
+	if err := unstructured.SetNestedSlice(api.object(t, "Node", "node3"), nil, "spec", "taints"); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -172,7 +172,7 @@ func (v *survey) status(o statusOptions, selector labels.Selector) fleetStatus {
 			continue
 		}
 		picture := nodeStatus{NodePicture: v.opts.Draw(n, v.podsOn(n.Name), &catalogues)}
-		if out := v.outageOf(&picture.NodePicture); out != nil {
+		if out := v.outageOf(n); out != nil {
 			picture.Outage, picture.word = out.text, string(out.word)
 			picture.Withhold()
 		}

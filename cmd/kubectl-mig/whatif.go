@@ -126,7 +126,7 @@ func (v *survey) try(workloads []workload, replicas int) (out []outlook, after [
 			var wrong *pool.InvalidError
 			switch {
 			case errors.As(err, &wrong):
-				l.Problem, err = wrong.Error(), nil
+				l.Problem, l.Remedies, err = wrong.Error(), v.repaired(w.pod), nil
 			case err != nil:
 				return nil, nil, err
 			default:
@@ -147,7 +147,7 @@ func (v *survey) try(workloads []workload, replicas int) (out []outlook, after [
 // openings are what would help a pod that fits nowhere, without more GPUs.
 func (v *survey) openings(fleet *pool.Fleet, pod *v1.Pod, reasons []pool.Reason) []string {
 	out := v.remedies(pod, reasons)
-	if start := v.startAgent(fleet, pod); start != nil {
+	if start := v.startAgent(fleet, pod, v.agentlessNodes()); start != nil {
 		out = append(out, describeStart(start))
 	}
 	return out
@@ -220,7 +220,11 @@ func (v *survey) mapsOf(s *screen, nodes map[string]bool) []line {
 func (l *outlook) draw(s *screen) []line {
 	title := line{}.add(bold, "%s", l.Kind+" "+l.Name)
 	if l.Problem != "" {
-		return append([]line{title.add(red, "  would wait")}, append(s.wrap("  ", plain, "%s", l.Problem), line{})...)
+		out := append([]line{title.add(red, "  would wait")}, s.wrap("  ", plain, "%s", l.Problem)...)
+		for _, r := range l.Remedies {
+			out = append(out, s.wrap("  → ", plain, "%s", r)...)
+		}
+		return append(out, line{})
 	}
 	t := l.Trials
 	title = title.add(plain, "  %s, each asks for %s", plural(l.Replicas, "replica"), t.Request)
