@@ -4,7 +4,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -223,8 +222,12 @@ func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 		st.Problem = pool.Remedy(st.pod)
 	}
 	if st.Outage = v.silence; st.Outage == "" && st.unseen() {
+		while := "While " + schedulerDeployment + " runs,"
+		if v.pulse != "" {
+			while = v.pulse + ": while it runs,"
+		}
 		st.Outage = fmt.Sprintf("No scheduler has looked at this pod yet. %s that takes seconds at most; else its log says why: kubectl -n %s logs deployment/%s.",
-			cmp.Or(addTo(v.pulse, ": while it runs,"), "While "+schedulerDeployment+" runs,"), v.home, schedulerDeployment)
+			while, v.home, schedulerDeployment)
 	}
 	st.Advice = advice
 	if advice != nil && advice.Fits == nil {
@@ -234,14 +237,6 @@ func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 	}
 	st.Sentence = st.sentence()
 	return nil
-}
-
-// addTo is text with more; empty where there is none.
-func addTo(text, more string) string {
-	if text == "" {
-		return ""
-	}
-	return text + more
 }
 
 // unseen reports whether no scheduler has said anything about a pod that ours should

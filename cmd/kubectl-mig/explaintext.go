@@ -5,6 +5,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -239,6 +240,14 @@ func (st *story) drawRemedies(s *screen) []line {
 	return out
 }
 
+// nothingAlone says why no one thing would help.
+func nothingAlone(reasons []pool.Reason) string {
+	if slices.ContainsFunc(reasons, func(r pool.Reason) bool { return r.Barred && r.Room == 0 }) {
+		return "More than one thing: nodes that something else keeps the pod off have no room on their GPUs either."
+	}
+	return "Nothing that GPUs could do: see why it waits."
+}
+
 // drawHelp says what would help.
 func (st *story) drawHelp(s *screen, opts *pool.Options) []line {
 	a := st.Advice
@@ -273,7 +282,7 @@ func (st *story) drawHelp(s *screen, opts *pool.Options) []line {
 		out = append(out, s.wrap("  • ", plain, "%s", describeRepack(r))...)
 	}
 	if len(out) == nothing {
-		out = append(out, s.wrap("  • ", plain, "Nothing that GPUs could do: see why it waits.")...)
+		out = append(out, s.wrap("  • ", plain, "%s", nothingAlone(a.Reasons))...)
 	}
 	return out
 }

@@ -49,19 +49,20 @@ func (s *survey) remedies(pod *v1.Pod, reasons []pool.Reason) []string {
 	}
 	bars := s.bars(pod)
 	for _, r := range reasons {
-		for _, node := range r.Nodes {
-			if t := bars(node, 0).remedy; t != "" && !slices.Contains(out, t) {
-				out = append(out, t)
-			}
+		if r.Room == 0 {
+			continue
+		}
+		if t := bars(r.Nodes[0], 0).remedy; t != "" && !slices.Contains(out, t) {
+			out = append(out, t)
 		}
 	}
 	return out
 }
 
 // barred reports whether something else than GPUs keeps a pod off all nodes whose GPUs
-// could hold it.
+// have room for it, and no pod's end would make room elsewhere.
 func barred(reasons []pool.Reason) bool {
-	return slices.ContainsFunc(reasons, func(r pool.Reason) bool { return r.Barred }) &&
+	return slices.ContainsFunc(reasons, func(r pool.Reason) bool { return r.Barred && r.Room > 0 }) &&
 		!slices.ContainsFunc(reasons, func(r pool.Reason) bool { return r.Curable })
 }
 
@@ -70,9 +71,7 @@ func barred(reasons []pool.Reason) bool {
 // spread are not looked at.
 func (s *survey) bars(pod *v1.Pod) func(name string, more int) bar {
 	affinity := nodeaffinity.GetRequiredNodeAffinity(pod)
-	wants := requestsOf(pod)
-	wants[v1.ResourcePods] = *resource.NewQuantity(1, resource.DecimalSI)
-	used := s.used(pod)
+	asks, used := s.asks(pod), s.used(pod)
 	return func(name string, more int) bar {
 		node, ok := s.nodes[name]
 		if !ok {
@@ -91,7 +90,7 @@ func (s *survey) bars(pod *v1.Pod) func(name string, more int) bar {
 			return bar{text: fmt.Sprintf("has the taint %s, which the pod does not tolerate", taint.ToString()),
 				remedy: fmt.Sprintf("A toleration of the taint %s in the pod, if it may go there", taint.ToString())}
 		}
-		return s.short(node, wants, used[name], more)
+		return s.short(node, asks, used[name], more)
 	}
 }
 
@@ -144,18 +143,33 @@ func requestsOf(pod *v1.Pod) v1.ResourceList {
 	return podresource.PodRequests(filled, podresource.PodResourcesOptions{})
 }
 
-// short says which resource a node lacks for one more of these pods, the devices last.
-func (s *survey) short(node *v1.Node, wants, used v1.ResourceList, more int) bar {
+// ask is how much of one resource a pod requests of a node.
+type ask struct {
+	name v1.ResourceName
+	want resource.Quantity
+}
+
+// asks are a pod's for what kubelet counts, by name, the devices last.
+func (s *survey) asks(pod *v1.Pod) []ask {
+	wants, devices := requestsOf(pod), s.opts.Resources().Count
+	wants[v1.ResourcePods] = *resource.NewQuantity(1, resource.DecimalSI)
+	var out []ask
+	for _, name := range slices.Sorted(maps.Keys(wants)) {
+		if want := wants[name]; !want.IsZero() && name != devices && !slices.Contains(s.opts.Resources().RequestOnly(), name) {
+			out = append(out, ask{name, want})
+		}
+	}
+	return append(out, ask{devices, wants[devices]})
+}
+
+// short says which resource a node lacks for one more of the pods that ask for these.
+func (s *survey) short(node *v1.Node, asks []ask, used v1.ResourceList, more int) bar {
 	devices := s.opts.Resources().Count
 	if s.agentless(node) {
 		return bar{text: "offers no " + string(devices) + " to kubelet: its node agent is not running, or has nothing to offer"}
 	}
-	names := slices.DeleteFunc(slices.Sorted(maps.Keys(wants)), func(name v1.ResourceName) bool {
-		want := wants[name]
-		return want.IsZero() || name == devices || slices.Contains(s.opts.Resources().RequestOnly(), name)
-	})
-	for _, name := range append(names, devices) {
-		want := wants[name]
+	for _, a := range asks {
+		name, want := a.name, a.want
 		allocatable, known := node.Status.Allocatable[name]
 		need := want.DeepCopy()
 		need.Mul(int64(more + 1))

@@ -4,10 +4,15 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 // TestWhatIsNotAboutGPUs: no GPU is advised where something else keeps a pod off all
@@ -58,6 +63,74 @@ func TestWhatIsNotAboutGPUs(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestFullAndBarred: what opens a node helps only where its GPUs have room.
+func TestFullAndBarred(t *testing.T) {
+	cordon := func(t *testing.T, api *fakeAPI, node string) {
+		t.Helper()
+		if err := unstructured.SetNestedField(api.object(t, "Node", node), true, "spec", "unschedulable"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tc := range []struct {
+		name   string
+		change func(*testing.T, *fakeAPI)
+		says   []string
+		not    []string
+	}{
+		{"a cordon of full GPUs", func(t *testing.T, api *fakeAPI) {
+			t.Helper()
+			api.remove("GPUNode", "node2")
+			cordon(t, api, "node1")
+		}, []string{"waits for room", "node node1 is cordoned", "More than one thing: nodes that something else keeps the pod off have no room on their GPUs either."},
+			[]string{"not for room on a GPU", "uncordon"}},
+		{"full GPUs beside used CPUs", func(t *testing.T, api *fakeAPI) {
+			t.Helper()
+			api.remove("GPUNode", "node2")
+			if err := unstructured.SetNestedField(api.object(t, "Node", "node1"), "8", "status", "allocatable", "cpu"); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{"waits for room", "node node1 has too little cpu left"}, []string{"not for room on a GPU", "A smaller request"}},
+		{"cordons of full and of idle GPUs", func(t *testing.T, api *fakeAPI) {
+			t.Helper()
+			cordon(t, api, "node1")
+			cordon(t, api, "node2")
+		}, []string{"not for room on a GPU", "2 nodes (node2, node1) are cordoned; the GPUs of 1 of them have room", "kubectl uncordon node2"}, []string{"uncordon node1"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			api, kubeconfig := serve(t, "full.yaml")
+			if err := unstructured.SetNestedField(api.object(t, "Node", "node2"), "7", "status", "allocatable", "nvidia.com/gpu"); err != nil {
+				t.Fatal(err)
+			}
+			tc.change(t, api)
+			got := runOn(t, look{"", 400, false, true}, "explain", "pod", "wants-10g", "--kubeconfig="+kubeconfig)
+			for _, says := range tc.says {
+				if !strings.Contains(got.out, says) {
+					t.Errorf("explain = %d, want %q:\n%s%s", got.code, says, got.out, got.err)
+				}
+			}
+			for _, not := range tc.not {
+				if strings.Contains(got.out, not) {
+					t.Errorf("explain = %d, says %q:\n%s%s", got.code, not, got.out, got.err)
+				}
+			}
+		})
+	}
+}
+
+// TestOneRemedyForOneReason, however many nodes it is about.
+func TestOneRemedyForOneReason(t *testing.T) {
+	s, reason := &survey{nodes: map[string]*v1.Node{}}, pool.Reason{Text: "is cordoned", Barred: true, Room: 300}
+	for i := range 300 {
+		name := fmt.Sprintf("node%d", i)
+		s.nodes[name] = &v1.Node{Spec: v1.NodeSpec{Unschedulable: true}}
+		reason.Nodes = append(reason.Nodes, name)
+	}
+	want := []string{"Uncordoning a node: kubectl uncordon node0"}
+	if diff := cmp.Diff(want, s.remedies(&v1.Pod{}, []pool.Reason{reason})); diff != "" {
+		t.Errorf("remedies (-want +got):\n%s", diff)
 	}
 }
 

@@ -32,8 +32,8 @@ type Advice struct {
 
 // Reason is why a class of nodes does not suit.
 type Reason struct {
-	Text  string   `json:"text"` // "has no free MIG placement for 8000 MiB"; the nodes are the subject
-	Nodes []string `json:"nodes"`
+	Text  string   `json:"text"`  // "has no free MIG placement for 8000 MiB"; the nodes are the subject
+	Nodes []string `json:"nodes"` // those with room first: see Room
 
 	// Of the class's GPUs that take new instances, where the pod may have one: free memory slices, all memory
 	// slices, and the largest profile that fits on any.
@@ -55,8 +55,11 @@ func (r Reason) String() string {
 	subject, text := "node "+r.Nodes[0], r.Text
 	if len(r.Nodes) > 1 {
 		subject = fmt.Sprintf("%d nodes (%s)", len(r.Nodes), names(r.Nodes, 3))
-		if rest, ok := strings.CutPrefix(text, "has "); ok {
-			text = "have " + rest
+		for singular, plural := range map[string]string{"has ": "have ", "is ": "are ", "does ": "do ", "offers ": "offer "} {
+			if rest, ok := strings.CutPrefix(text, singular); ok {
+				text = plural + rest
+				break
+			}
 		}
 	}
 	if r.Curable {
@@ -219,8 +222,11 @@ func reasonsOf(prospects []prospect) []Reason {
 			out = append(out, Reason{Text: text, Curable: curable, Barred: p.barred != ""})
 		}
 		out[k].add(p.view, p.modes)
-		if p.verdict == nil {
+		if name := p.view.Node.Name; p.verdict == nil {
+			out[k].Nodes = slices.Insert(out[k].Nodes, out[k].Room, name)
 			out[k].Room++
+		} else {
+			out[k].Nodes = append(out[k].Nodes, name)
 		}
 	}
 	slices.SortStableFunc(out, func(a, b Reason) int { return cmp.Compare(len(b.Nodes), len(a.Nodes)) })
@@ -236,9 +242,8 @@ func present(reason string) string {
 	return text
 }
 
-// add counts one more node, by its GPUs that are in the modes.
+// add counts what one more node has left on its GPUs that are in the modes.
 func (r *Reason) add(v *View, modes mode) {
-	r.Nodes = append(r.Nodes, v.Node.Name)
 	largestSize := -1
 	for i := range v.Node.GPUs {
 		g := &v.Node.GPUs[i]

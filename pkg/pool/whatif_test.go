@@ -621,7 +621,7 @@ func TestReasonsByClass(t *testing.T) {
 	}
 	want := []string{
 		"2 nodes (a, c) have no free MIG placement for 8000 MiB (0 of 16 memory slices are free, and nothing more fits)",
-		"2 nodes (b, e) have the taint x=y:NoSchedule, which the pod does not tolerate; the GPUs of 1 of them have room",
+		"2 nodes (e, b) have the taint x=y:NoSchedule, which the pod does not tolerate; the GPUs of 1 of them have room",
 		"node d has no GPU that takes new instances",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
