@@ -35,6 +35,10 @@ func TestWhatIsNotAboutGPUs(t *testing.T) {
 			"asks for nvidia.com/gpumen, which no node offers; did you mean nvidia.com/gpumem?"}},
 		{"a resource of NVIDIA's own plugin", "", "containers: [{name: c, resources: {limits: {nvidia.com/mig-1g.5gb: 1}}}]", []string{
 			"asks for nvidia.com/mig-1g.5gb, which no node offers; dynamig's resources are"}},
+		{"one of its shared GPUs", "", "containers: [{name: c, resources: {limits: {nvidia.com/gpu.shared: 1}}}]", []string{
+			"asks for nvidia.com/gpu.shared, which no node offers; dynamig's resources are"}},
+		{"a vGPU of NVIDIA's", "", "containers: [{name: c, resources: {limits: {nvidia.com/GRID_T4: 1}}}]", []string{
+			"asks for nvidia.com/GRID_T4, which no node offers; dynamig's resources are"}},
 		{"a profile without a count", "annotations: {nvidia.com/mig-profile: 1g.5gb}", "containers: [{name: c}]", []string{
 			"asks for no GPU: annotation nvidia.com/mig-profile says which profile, and not how many; add the limit nvidia.com/gpu: 1"}},
 	} {
