@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
@@ -122,14 +123,27 @@ func (s *synced) String() string {
 // the context ends the command well.
 func TestWatchDrawsAgain(t *testing.T) {
 	api, kubeconfig := serve(t, "cluster.yaml")
+	until, end := watching(t, false, "node2", "--kubeconfig="+kubeconfig)
+	until("the first picture", func(s string) bool { return strings.Contains(s, "infer-7c9d-x2x4p") })
+	api.awaitWatches(t, 3)
+	api.remove("Pod", "infer-7c9d-x2x4p")
+	until("a picture in which its instance is leaving", func(s string) bool { return strings.Contains(s, "leaving") })
+	end()
+}
+
+// watching runs status --watch, which writes pictures and notes to one place. until
+// waits for what has been written; end interrupts, and returns all of it.
+func watching(t *testing.T, terminal bool, args ...string) (until func(what string, holds func(string) bool), end func() string) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
+	t.Cleanup(cancel)
 	out := &synced{}
+	s := newScreen(strings.NewReader(""), out, out, func(string) string { return "" })
+	s.terminal = terminal
 	code := make(chan int, 1)
-	go func() {
-		code <- run(ctx, newScreen(strings.NewReader(""), out, out, func(string) string { return "" }), []string{"status", "node2", "--watch", "--kubeconfig=" + kubeconfig})
-	}()
-	until := func(what string, holds func(string) bool) {
+	go func() { code <- run(ctx, s, append([]string{"status", "--watch"}, args...)) }()
+	until = func(what string, holds func(string) bool) {
+		t.Helper()
 		for !holds(out.String()) {
 			select {
 			case <-ctx.Done():
@@ -138,14 +152,96 @@ func TestWatchDrawsAgain(t *testing.T) {
 			}
 		}
 	}
-	until("the first picture", func(s string) bool { return strings.Contains(s, "infer-7c9d-x2x4p") })
-	api.awaitWatches(t, 3)
-	api.remove("Pod", "infer-7c9d-x2x4p")
-	until("a picture in which its instance is leaving", func(s string) bool { return strings.Contains(s, "leaving") })
-	cancel()
-	if got := <-code; got != exitFine {
-		t.Errorf("status --watch = %d after an interrupt, want %d:\n%s", got, exitFine, out)
+	return until, func() string {
+		t.Helper()
+		cancel()
+		if got := <-code; got != exitFine {
+			t.Errorf("status --watch = %d after an interrupt, want %d:\n%s", got, exitFine, out)
+		}
+		return out.String()
 	}
+}
+
+// TestSilenceBesideTables: on a terminal it stands below each picture, and in a file it
+// is told once.
+func TestSilenceBesideTables(t *testing.T) {
+	const silent = "Nothing is scheduling"
+	for _, terminal := range []bool{true, false} {
+		api, kubeconfig := serve(t, "full.yaml")
+		api.renewed(t, 2*time.Minute)
+		until, end := watching(t, terminal, "-o", "wide", "--kubeconfig="+kubeconfig)
+		api.awaitWatches(t, 3)
+		picture := "--- "
+		if terminal {
+			picture = "\x1b[H\x1b[2J"
+		}
+		until("the first picture and its note", func(s string) bool {
+			at := strings.Index(s, picture)
+			return at >= 0 && strings.Contains(s[at:], silent)
+		})
+		api.remove("Pod", "train-b")
+		until("a picture without the pod", func(s string) bool {
+			last := s[strings.LastIndex(s, picture):]
+			return strings.Count(s, picture) > 1 && strings.Contains(last, "train-a") && !strings.Contains(last, "train-b") &&
+				(!terminal || strings.Contains(last, silent))
+		})
+		if s := end(); !terminal && strings.Count(s, silent) != 1 {
+			t.Errorf("%d notes beside the pictures in a file, want 1:\n%s", strings.Count(s, silent), s)
+		}
+	}
+}
+
+// TestTheEndOfSilence is told in a file, where the note of its beginning stays.
+func TestTheEndOfSilence(t *testing.T) {
+	var out bytes.Buffer
+	s := newScreen(strings.NewReader(""), &out, &out, func(string) string { return "" })
+	r, o := redrawing{}, &statusOptions{output: "table"}
+	for _, v := range []*survey{{pulse: "beats"}, {silence: "silent for 60s"}, {silence: "silent for 75s"}, {pulse: "beats"}, {pulse: "beats"}} {
+		r.remark(s, v, o)
+	}
+	if got, want := out.String(), "note: silent for 60s\nnote: beats\n"; got != want {
+		t.Errorf("notes are %q, want %q", got, want)
+	}
+}
+
+// renewed makes the scheduler's lease that old.
+func (f *fakeAPI) renewed(t *testing.T, ago time.Duration) {
+	t.Helper()
+	at := metav1.NewMicroTime(time.Now().Add(-ago)).Format(metav1.RFC3339Micro)
+	if err := unstructured.SetNestedField(f.object(t, "Lease", "dynamig-scheduler"), at, "spec", "renewTime"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSilenceThatLasts is no change, though its text holds an age.
+func TestSilenceThatLasts(t *testing.T) {
+	api, kubeconfig := serve(t, "full.yaml")
+	v, a := surveyed(t, kubeconfig)
+	for _, step := range []struct {
+		ago  time.Duration
+		want bool
+	}{{0, false}, {2 * time.Minute, true}, {5 * time.Minute, false}, {0, true}, {time.Second, false}} {
+		api.renewed(t, step.ago)
+		if got := v.fellSilent(t.Context(), a); got != step.want {
+			t.Errorf("with a lease renewed %s ago a change is %v, want %v: %q", step.ago, got, step.want, v.silence)
+		}
+	}
+}
+
+// surveyed reads a cluster.
+func surveyed(t *testing.T, kubeconfig string) (*survey, *access) {
+	t.Helper()
+	a := newAccess()
+	a.rules.ExplicitPath, a.schedulerNamespace = kubeconfig, "dynamig-system"
+	namespace, err := a.connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := a.survey(t.Context(), namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v, a
 }
 
 // TestCompletion offers commands, nodes and GPU pods.
@@ -317,16 +413,7 @@ func TestPicturesInAFile(t *testing.T) {
 // TestALeaseThatMayNotBeRead is told once, however often it is tried.
 func TestALeaseThatMayNotBeRead(t *testing.T) {
 	_, kubeconfig := serve(t, "cluster.yaml", "dynamig-system/leases")
-	a := newAccess()
-	a.rules.ExplicitPath, a.schedulerNamespace = kubeconfig, "dynamig-system"
-	namespace, err := a.connect()
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := a.survey(t.Context(), namespace)
-	if err != nil {
-		t.Fatal(err)
-	}
+	v, a := surveyed(t, kubeconfig)
 	told := len(v.notes)
 	for range 3 {
 		v.fellSilent(t.Context(), a)

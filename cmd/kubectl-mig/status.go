@@ -121,7 +121,16 @@ func status(ctx context.Context, s *screen, a *access, o statusOptions) error {
 	if o.node != "" && !slices.ContainsFunc(survey.gpuNodes, func(n *v1alpha1.GPUNode) bool { return n.Name == o.node }) {
 		return fmt.Errorf("node %s has no GPUNode: no agent of dynamig has reported it", o.node)
 	}
+	s.noteIf(o.beside(survey.silence))
 	return survey.showStatus(s, o, selector)
+}
+
+// beside is a sentence that stands beside tables, and within everything else.
+func (o *statusOptions) beside(sentence string) string {
+	if o.output == "table" || o.output == "wide" {
+		return sentence
+	}
+	return ""
 }
 
 // checkFree refuses a profile that no GPU has: nothing fits there by mistake.
@@ -156,7 +165,6 @@ func (v *survey) showStatus(s *screen, o statusOptions, selector labels.Selector
 	case "json", "yaml":
 		return s.encode(o.output, st)
 	case "table", "wide":
-		s.noteIf(st.Silence)
 		return s.printTable(st.table(o.output == "wide"), o.output == "wide")
 	default:
 		return s.print(st.maps(s)...)

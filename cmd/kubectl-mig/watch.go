@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -49,9 +50,6 @@ func watchStatus(ctx context.Context, s *screen, a *access, namespace string, o 
 	defer signal.Stop(resized)
 	pulse := time.NewTicker(pulseEvery)
 	defer pulse.Stop()
-	if !s.terminal {
-		seen.warn(s)
-	}
 	var r redrawing
 	for {
 		if err := w.renew(seen); err != nil {
@@ -60,9 +58,7 @@ func watchStatus(ctx context.Context, s *screen, a *access, namespace string, o 
 		if err := r.show(s, func(s *screen) error { return seen.showStatus(s, o, selector) }); err != nil {
 			return err
 		}
-		if s.terminal { // which was cleared
-			seen.warn(s)
-		}
+		r.remark(s, seen, &o)
 		for again := false; !again; {
 			select {
 			case <-ctx.Done():
@@ -78,7 +74,8 @@ func watchStatus(ctx context.Context, s *screen, a *access, namespace string, o 
 	}
 }
 
-// fellSilent reports whether the scheduler has stopped or started. Where the lease
+// fellSilent reports whether the scheduler has stopped or started: how long ago that
+// was is no change. Where the lease
 // cannot be read nothing changes: that the API server is away shows in the watches.
 // What may not be read has been told once.
 func (v *survey) fellSilent(ctx context.Context, a *access) bool {
@@ -87,7 +84,7 @@ func (v *survey) fellSilent(ctx context.Context, a *access) bool {
 	if err := v.readPulse(ctx, a); err != nil {
 		v.silence = before
 	}
-	return v.silence != before
+	return (v.silence == "") != (before == "")
 }
 
 // watches keep what a survey has read.
@@ -175,7 +172,11 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // redrawing is one picture after another.
-type redrawing struct{ last string }
+type redrawing struct {
+	last   string
+	warned bool // of what could not be read
+	silent bool // so it was said beside the last table
+}
 
 // show clears a terminal first. Elsewhere pictures follow one another, and one that is
 // like the last is left out.
@@ -197,4 +198,20 @@ func (r *redrawing) show(s *screen, draw func(*screen) error) error {
 	r.last = picture.String()
 	_, err := fmt.Fprint(s.out, head, r.last)
 	return err
+}
+
+// remark tells what stands beside pictures: on a terminal, which was cleared, beside
+// each, and elsewhere once and when it changes.
+func (r *redrawing) remark(s *screen, v *survey, o *statusOptions) {
+	if s.terminal || !r.warned {
+		v.warn(s)
+	}
+	silent := v.silence != ""
+	switch {
+	case s.terminal:
+		s.noteIf(o.beside(v.silence))
+	case silent != r.silent:
+		s.noteIf(o.beside(cmp.Or(v.silence, v.pulse)))
+	}
+	r.warned, r.silent = true, silent
 }
