@@ -5,6 +5,7 @@ package cluster
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -283,6 +284,16 @@ func reopenedClusterOwnsProcesses(t *testing.T, ctx context.Context, c *Cluster)
 	if out, err := n.Exec(ctx, "readlink", "/proc/1/exe"); err != nil || filepath.Base(strings.TrimSpace(string(out))) != "pause" {
 		t.Errorf("process 1 inside the node is %q, %v; want pause", out, err)
 	}
+	greeted := poll(ctx, func() error { // a process that is killed at once greets nobody
+		log, err := os.ReadFile(agent.Log)
+		if err == nil && !strings.Contains(string(log), "hi\n") {
+			err = fmt.Errorf("the agent's log is %q; want its greeting", log)
+		}
+		return err
+	})
+	if greeted != nil {
+		t.Fatal(greeted)
+	}
 	if err := agent.Kill(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -297,10 +308,6 @@ func reopenedClusterOwnsProcesses(t *testing.T, ctx context.Context, c *Cluster)
 	}
 	if err := agent.Stop(ctx); err != nil || agent.Running() {
 		t.Errorf("stopping the agent: %v, still running: %v", err, agent.Running())
-	}
-	log, err := os.ReadFile(agent.Log)
-	if err != nil || strings.Count(string(log), "hi\n") == 0 {
-		t.Errorf("the agent's log is %q, %v; want its greeting", log, err)
 	}
 }
 
