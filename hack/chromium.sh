@@ -20,6 +20,7 @@ if [ -z "$chromium" ]; then
 	command -v apt-get >/dev/null || refuse "The tests of the monitor's page need Chromium, and there is no apt-get to install it with"
 	echo "Installing Debian's chromium (about 300 MB on disk)." >&2
 	log=$(mktemp)
+	export DEBIAN_FRONTEND=noninteractive
 	if ! { apt-get update && apt-get install -y --no-install-recommends chromium fonts-dejavu-core; } >"$log" 2>&1; then
 		refuse "apt-get could not install Chromium, which the tests of the monitor's page need ($log has its words)"
 	fi
