@@ -225,19 +225,19 @@ func (s *survey) remarkOn(pod *v1.Pod) {
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(pod.Annotations)) {
-		if near := nearAnnotation(name); near != "" {
+		if near := nearName(name, annotations); near != "" {
 			s.note("annotation %s of pod %s means nothing to dynamig; did you mean %s?", name, pod.Name, near)
 		}
 	}
 }
 
-// nearAnnotation is the one that was probably meant, of the same domain; empty for one
-// that is known, and where none is near.
-func nearAnnotation(name string) string {
-	domain, word, _ := strings.Cut(name, "/")
+// nearName is the one of the known names in the same domain that was probably meant;
+// empty for one that is known, and where none is near.
+func nearName[T ~string](name T, known []T) T {
+	domain, word, _ := strings.Cut(string(name), "/")
 	var words []string
-	for _, known := range annotations {
-		if rest, ok := strings.CutPrefix(known, domain+"/"); ok {
+	for _, k := range known {
+		if rest, ok := strings.CutPrefix(string(k), domain+"/"); ok {
 			words = append(words, rest)
 		}
 	}
@@ -245,7 +245,7 @@ func nearAnnotation(name string) string {
 	if near == "" || near == word {
 		return ""
 	}
-	return domain + "/" + near
+	return T(domain + "/" + near)
 }
 
 // warn tells what could not be read.

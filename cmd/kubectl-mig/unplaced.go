@@ -12,7 +12,6 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
-	"github.com/dynamig/dynamig/pkg/config"
 )
 
 // asksNothing is the problem of a workload that needs no GPU.
@@ -44,7 +43,7 @@ func (v *survey) problem(w *workload) string {
 func (v *survey) mistake(pod *v1.Pod) string {
 	ours := v.opts.Resources()
 	if foreign := v.foreignResource(pod); foreign != "" {
-		if near := nearResource(foreign, ours); near != "" {
+		if near := nearName(foreign, append([]v1.ResourceName{ours.Count}, ours.RequestOnly()...)); near != "" {
 			return fmt.Sprintf("it asks for %s, which no node offers; did you mean %s?", foreign, near)
 		}
 		return fmt.Sprintf("it asks for %s, which no node offers; dynamig's resources are %s and those beside it, and the annotation %s names a profile",
@@ -54,23 +53,6 @@ func (v *survey) mistake(pod *v1.Pod) string {
 		return fmt.Sprintf("it asks for no GPU: annotation %s says which profile, and not how many; add the limit %s: 1 to a container", v1alpha1.AnnotationProfile, ours.Count)
 	}
 	return ""
-}
-
-// nearResource is that of ours in the same domain that was probably meant; empty where
-// none is near.
-func nearResource(name v1.ResourceName, ours v1alpha1.Resources) string {
-	domain, word, _ := strings.Cut(string(name), "/")
-	var words []string
-	for _, known := range append([]v1.ResourceName{ours.Count}, ours.RequestOnly()...) {
-		if rest, ok := strings.CutPrefix(string(known), domain+"/"); ok {
-			words = append(words, rest)
-		}
-	}
-	near := config.Nearest(word, words)
-	if near == "" {
-		return ""
-	}
-	return domain + "/" + near
 }
 
 // foreignResource is a resource in the domain of ours that is none of ours and that no

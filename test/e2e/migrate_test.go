@@ -14,6 +14,7 @@ import (
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/config"
+	"github.com/dynamig/dynamig/pkg/nvml"
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
 	"github.com/dynamig/dynamig/test/stack"
 )
@@ -90,18 +91,25 @@ func TestMoveANodeFromHAMi(t *testing.T) {
 	slots(t, n.Name, func(n int64) bool { return n == 0 })
 }
 
-// leftovers makes instances that are not the agent's.
-func leftovers(t *testing.T, n *stack.Node, profile string, starts ...int) {
+// opened is a node's simulation and its GPUs.
+func opened(t *testing.T, n *stack.Node) (*sim.Driver, []nvml.GPU) {
 	t.Helper()
 	d, err := sim.Open(n.SimRoot, sim.Uncounted())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
 	gpus, err := d.GPUs(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return d, gpus
+}
+
+// leftovers makes instances that are not the agent's.
+func leftovers(t *testing.T, n *stack.Node, profile string, starts ...int) {
+	t.Helper()
+	d, gpus := opened(t, n)
+	defer d.Close()
 	all, err := d.Profiles(gpus[0].ID)
 	if err != nil {
 		t.Fatal(err)
@@ -125,15 +133,8 @@ func leftovers(t *testing.T, n *stack.Node, profile string, starts ...int) {
 // destroyAll destroys every instance of a node.
 func destroyAll(t *testing.T, n *stack.Node) {
 	t.Helper()
-	d, err := sim.Open(n.SimRoot, sim.Uncounted())
-	if err != nil {
-		t.Fatal(err)
-	}
+	d, gpus := opened(t, n)
 	defer d.Close()
-	gpus, err := d.GPUs(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, g := range gpus {
 		instances, err := d.Instances(g.ID)
 		if err != nil {
