@@ -165,7 +165,7 @@ func (s *survey) asks(pod *v1.Pod) []ask {
 // short says which resource a node lacks for one more of the pods that ask for these.
 func (s *survey) short(node *v1.Node, asks []ask, used v1.ResourceList, more int) bar {
 	devices := s.opts.Resources().Count
-	if s.agentless(node) {
+	if pool.KubeletOf(node, devices).Devices == 0 {
 		return bar{text: "offers no " + string(devices) + " to kubelet: its node agent is not running, or has nothing to offer"}
 	}
 	for _, a := range asks {

@@ -67,13 +67,6 @@ func whyNotReady(node *v1.Node) string {
 	return ""
 }
 
-// agentless reports whether kubelet counts no slots: it drops them at once when the
-// agent's connection ends.
-func (s *survey) agentless(node *v1.Node) bool {
-	slots := node.Status.Allocatable[s.opts.Resources().Count]
-	return slots.IsZero()
-}
-
 // outageAt is what is amiss with a node that a pod is bound to.
 func (s *survey) outageAt(node string) string {
 	for _, n := range s.gpuNodes {

@@ -163,7 +163,7 @@ func (f *replayFlags) run(ctx context.Context, s *screen) error {
 		r, err := replay.Run(ctx, fleet, trace.Jobs, opts)
 		progress.wipe()
 		if f.all && errors.Is(err, replay.ErrNoBound) {
-			fmt.Fprintln(s.err, "note:", err)
+			s.noteIf(err.Error())
 			continue
 		}
 		if err != nil {

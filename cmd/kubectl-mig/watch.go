@@ -75,9 +75,8 @@ func watchStatus(ctx context.Context, s *screen, a *access, namespace string, o 
 }
 
 // fellSilent reports whether the scheduler has stopped or started: how long ago that
-// was is no change. Where the lease
-// cannot be read nothing changes: that the API server is away shows in the watches.
-// What may not be read has been told once.
+// was is no change. Where the lease cannot be read nothing changes: that the API server
+// is away shows in the watches. What may not be read has been told once.
 func (v *survey) fellSilent(ctx context.Context, a *access) bool {
 	before, notes := v.silence, v.notes
 	defer func() { v.notes = notes }()

@@ -13,28 +13,16 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	"k8s.io/client-go/kubernetes/fake"
 
-	"github.com/dynamig/dynamig/pkg/agent"
 	"github.com/dynamig/dynamig/pkg/cdi"
 	"github.com/dynamig/dynamig/pkg/deviceplugin"
-	gpunodefake "github.com/dynamig/dynamig/pkg/generated/clientset/versioned/fake"
-	"github.com/dynamig/dynamig/pkg/nvml"
-	"github.com/dynamig/dynamig/pkg/nvml/sim"
 )
 
 // TestDocumentedMetricsAreThoseOfTheCode: the table of docs/metrics.md has every
 // metric with its labels, and no other.
 func TestDocumentedMetricsAreThoseOfTheCode(t *testing.T) {
 	dir := t.TempDir()
-	a, err := agent.New(agent.Config{
-		Node: "n", StateDir: dir, Open: func() (nvml.Driver, error) { return sim.Open(dir) },
-		Nodes: nvml.Capabilities{Root: dir}, Openers: agent.Openers(dir),
-		Client: fake.NewSimpleClientset(), GPUNodes: gpunodefake.NewSimpleClientset().DynamigV1alpha1(),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := newAgent(t, dir)
 	p, err := deviceplugin.New(deviceplugin.Config{
 		Resource: "r", PluginDir: dir, State: filepath.Join(dir, "slots.json"), CDI: cdi.Dir{Path: dir}, Preparer: preparer{a}, Pods: a,
 	})

@@ -18,6 +18,20 @@ import (
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
 )
 
+// newAgent is an agent that was never run, with what it needs of a node in a directory.
+func newAgent(t *testing.T, dir string) *agent.Agent {
+	t.Helper()
+	a, err := agent.New(agent.Config{
+		Node: "n", StateDir: dir, Open: func() (nvml.Driver, error) { return sim.Open(dir) },
+		Nodes: nvml.Capabilities{Root: dir}, Openers: agent.Openers(dir),
+		Client: fake.NewSimpleClientset(), GPUNodes: gpunodefake.NewSimpleClientset().DynamigV1alpha1(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
 // A taken address is waited for: it does not end the agent.
 func TestListenWaitsForTheAddress(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
@@ -49,14 +63,7 @@ func TestListenWaitsForTheAddress(t *testing.T) {
 // Systemd hears that the agent has started also where no GPU can be listed.
 func TestSystemdHearsOfAnAgentWithoutADriver(t *testing.T) {
 	dir := t.TempDir()
-	a, err := agent.New(agent.Config{
-		Node: "n", StateDir: dir, Open: func() (nvml.Driver, error) { return sim.Open(dir) },
-		Nodes: nvml.Capabilities{Root: dir}, Openers: agent.Openers(dir),
-		Client: fake.NewSimpleClientset(), GPUNodes: gpunodefake.NewSimpleClientset().DynamigV1alpha1(),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := newAgent(t, dir)
 	socket := filepath.Join(dir, "notify")
 	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
 	if err != nil {
