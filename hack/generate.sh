@@ -18,6 +18,7 @@ if [ "${1:-}" = --check ]; then
   out=$(mktemp -d)
   trap 'rm -rf "$out"' EXIT
   mkdir -p "$out/$api"
+  cp "$api/zz_generated.deepcopy.go" "$out/$api/" # its generator writes in place only
 fi
 
 "$bin/deepcopy-gen" --go-header-file "$header" --output-file zz_generated.deepcopy.go "./$api"
@@ -31,6 +32,7 @@ fi
 "$bin/controller-gen" crd:headerFile=hack/boilerplate.yaml.txt "paths=./$api" "output:crd:dir=$out/manifests/base/crd"
 
 if [ "$out" != "$PWD" ]; then
+  diff "$out/$api/zz_generated.deepcopy.go" "$api/zz_generated.deepcopy.go"
   diff -r pkg/generated "$out/pkg/generated"
   diff manifests/base/crd/dynamig.io_gpunodes.yaml "$out/manifests/base/crd/dynamig.io_gpunodes.yaml"
 fi
