@@ -49,6 +49,50 @@ func smallDisk(t *testing.T, n *node.Node) {
 	})
 }
 
+// fill leaves no room on the disk of the agent's state and returns the file that
+// takes it. The agent is halted meanwhile, and between two writes: the rename that
+// ends one would make room for the next.
+func fill(t *testing.T, n *node.Node) (filler string) {
+	t.Helper()
+	defer n.Agent().Signal(unix.SIGCONT)
+	n.Await("a moment without a write", func() error {
+		n.Agent().Signal(unix.SIGSTOP)
+		if err := halted(n.Agent().PID()); err != nil {
+			return err
+		}
+		half, err := filepath.Glob(filepath.Join(n.StateDir(), "*.tmp"))
+		if err != nil || half == nil {
+			return err
+		}
+		n.Agent().Signal(unix.SIGCONT)
+		return fmt.Errorf("%v is being written", half)
+	})
+	filler = filepath.Join(n.StateDir(), "filler")
+	if err := os.WriteFile(filler, make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("filling the disk = %v", err)
+	}
+	return filler
+}
+
+// halted fails until no thread of a process runs.
+func halted(pid int) error {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil {
+		return err
+	}
+	for _, thread := range threads {
+		stat, err := os.ReadFile(thread)
+		if err != nil {
+			return err
+		}
+		// The state follows the name in parentheses (proc_pid_stat(5)).
+		if _, state, _ := strings.Cut(string(stat), ") "); !strings.HasPrefix(state, "T") {
+			return fmt.Errorf("%s: still in state %.1s", thread, state)
+		}
+	}
+	return nil
+}
+
 // TestDiskFull: nothing is created or destroyed that is not in the journal first;
 // the user reads why; it goes on when there is room.
 func TestDiskFull(t *testing.T) {
@@ -58,10 +102,7 @@ func TestDiskFull(t *testing.T) {
 	n.Kubelet.AwaitCapacity(7)
 	kept := n.Bind("kept", "main=0:1g.5gb@6")
 	kept.Await(node.Running)
-	filler := filepath.Join(n.StateDir(), "filler")
-	if err := os.WriteFile(filler, make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
-		t.Fatalf("filling the disk = %v", err)
-	}
+	filler := fill(t, n)
 	p := n.Bind("p", "main=0:2g.10gb@0")
 	says(t, n, p, "writing journal", "no space left on device", "make room on the disk of the state directory")
 	if got := n.Layout(0); got != "1g.5gb@6" {
