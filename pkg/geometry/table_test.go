@@ -158,6 +158,49 @@ func TestCostOrdersGPUs(t *testing.T) {
 	}
 }
 
+// TestCheapestIsTheFirstOfTheLeast compares with a look at every cost, for fewer and
+// for more states than there are positions below ScoreStep, as they are met first and
+// when all is known.
+func TestCheapestIsTheFirstOfTheLeast(t *testing.T) {
+	m := modelOf(t, "A100-40GB")
+	var layouts []Occupancy
+	forEachLayout(m, func(l Layout) { layouts = append(layouts, mustOccupy(t, m, l)) })
+	chance := rand.New(rand.NewPCG(8, 1))
+	c := newCatalogue(t, m, config{rule: RuleHardware})
+	found, behind := 0, 0
+	for range 3000 {
+		states := make([]State, chance.IntN(4*ScoreStep))
+		if chance.IntN(2) == 0 {
+			states = states[:min(len(states), 8)]
+		}
+		for i := range states {
+			if states[i] = Closed; chance.IntN(8) > 0 {
+				states[i] = c.State(layouts[chance.IntN(len(layouts))])
+			}
+		}
+		table := c.Table(Want{MemoryMiB: 1 + chance.IntN(40000), Oversize: chance.IntN(2) == 0}, []Policy{ByScore, Binpack, Spread}[chance.IntN(3)])
+		at, choice, cost := table.Cheapest(states)
+		wantAt, want := -1, NoCost
+		for i, s := range states {
+			if here := table.Cost(s); here < want {
+				wantAt, want = i, here
+			}
+		}
+		if at != wantAt || cost != want || (choice == nil) != (at < 0) || choice != nil && *choice != table.Choices(states[at])[0] {
+			t.Fatalf("of %d states the cheapest is %d at %d with %+v, want %d at %d", len(states), cost, at, choice, want, wantAt)
+		}
+		if at >= 0 {
+			found++
+		}
+		if at >= ScoreStep {
+			behind++
+		}
+	}
+	if found < 1000 || behind < 100 {
+		t.Errorf("something fits in %d cases, %d of them behind position %d: the test sees too little", found, behind, ScoreStep)
+	}
+}
+
 func TestTablesAreFilledInParallel(t *testing.T) {
 	m := modelOf(t, "H100-80GB")
 	c := newCatalogue(t, m, config{rule: RuleHardware})

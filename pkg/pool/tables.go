@@ -23,22 +23,29 @@ type tablesOn struct {
 
 // on returns the tables on a catalogue. Safe for parallel use.
 func (r *Request) on(c *geometry.Catalogue) *tablesOn {
-	var known []tablesOn
-	if list := r.tables.known.Load(); list != nil {
-		known = *list
-	}
-	for i := range known {
-		if known[i].catalogue == c {
-			return &known[i]
+	if known := r.tables.known.Load(); known != nil {
+		for i := range *known {
+			if on := &(*known)[i]; on.catalogue == c {
+				return on
+			}
 		}
 	}
+	return r.meet(c)
+}
+
+// meet adds the tables on a catalogue to those that are known.
+func (r *Request) meet(c *geometry.Catalogue) *tablesOn {
 	priced := r.prices.on(c)
 	made := tablesOn{catalogue: c, tables: make([]*geometry.Table, len(r.Devices)), bands: make([]int64, len(r.Devices))}
 	for i, w := range r.Devices {
 		made.tables[i] = priced.Table(w, r.Policy.GPU)
 		made.bands[i] = r.band(i, c, made.tables[i])
 	}
-	more := append(slices.Clip(known), made)
+	var more []tablesOn
+	if known := r.tables.known.Load(); known != nil {
+		more = slices.Clip(*known)
+	}
+	more = append(more, made)
 	r.tables.known.Store(&more) // if another was faster, it is looked up again
 	return &more[len(more)-1]
 }
@@ -46,6 +53,9 @@ func (r *Request) on(c *geometry.Catalogue) *tablesOn {
 // cheapest is the instance for one device that costs least on a simple node, where
 // GPUs are in these states; nil if there is none. It is a look-up for each GPU.
 func (n *Node) cheapest(r *Request, device int, cut []geometry.State) (gpu int, c *geometry.Choice, cost int64) {
+	if len(n.runs) == 1 { // nearly always: no bands to compare, which take as long as all the rest
+		return r.on(n.runs[0].catalogue).tables[device].Cheapest(cut)
+	}
 	least := geometry.NoCost // with the band
 	for i := range n.runs {
 		run := &n.runs[i]
