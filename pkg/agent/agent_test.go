@@ -423,13 +423,7 @@ func TestChangedAnnotationIsIgnoredAndToldOnce(t *testing.T) {
 		b.bind(pod{name: "other", devices: b.on(0, "3g.20gb@4")})
 		b.mustPrepare("other")
 		steal := func(p *v1.Pod) {
-			text, err := v1alpha1.Allocation{
-				Version: 1, Node: nodeName, PodUID: p.UID, Containers: map[string][]v1alpha1.Device{"main": b.on(0, "3g.20gb@4")},
-			}.Encode()
-			if err != nil {
-				t.Fatal(err)
-			}
-			p.Annotations[v1alpha1.AnnotationAllocation] = text
+			p.Annotations[v1alpha1.AnnotationAllocation] = b.allocation(p, map[string][]v1alpha1.Device{"main": b.on(0, "3g.20gb@4")})
 		}
 		b.rest()
 		b.change("a", steal)

@@ -364,19 +364,25 @@ func (b *bench) object(p pod) *v1.Pod {
 		out.Spec.SchedulerName = p.scheduler
 	}
 	if len(p.devices) > 0 {
-		text, err := v1alpha1.Allocation{
-			Version: v1alpha1.AllocationVersion, Node: nodeName, PodUID: out.UID,
-			Containers: map[string][]v1alpha1.Device{"main": p.devices},
-		}.Encode()
-		if err != nil {
-			b.t.Fatal(err)
-		}
+		text := b.allocation(out, map[string][]v1alpha1.Device{"main": p.devices})
 		out.Annotations = map[string]string{v1alpha1.AnnotationAllocation: text}
 	}
 	if p.mutate != nil {
 		p.mutate(out)
 	}
 	return out
+}
+
+// allocation is the annotation that gives a pod's containers devices.
+func (b *bench) allocation(pod *v1.Pod, containers map[string][]v1alpha1.Device) string {
+	b.t.Helper()
+	text, err := v1alpha1.Allocation{
+		Version: v1alpha1.AllocationVersion, Node: nodeName, PodUID: pod.UID, Containers: containers,
+	}.Encode()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return text
 }
 
 // change changes a pod of the node.

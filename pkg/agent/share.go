@@ -133,8 +133,9 @@ func (s *owners) crowded(o *owner) (why string, ok bool) {
 var errHomes = errors.New("its software shares go to different containers after it; delete the pod to have it placed anew")
 
 // home is the container whose directory and limits a container's shares go with:
-// the last one, in the order in which kubelet starts them, that has them. Slots are
-// handed on, and what a slot stands for is fixed before the first container starts.
+// the last one, in the order in which kubelet starts them, that has them; nil where
+// it has none. Slots are handed on, and what a slot stands for is fixed before the
+// first container starts.
 func home(pod *v1.Pod, a *v1alpha1.Allocation, container string) (*v1.Container, error) {
 	last := map[int32]*v1.Container{}
 	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
@@ -148,6 +149,9 @@ func home(pod *v1.Pod, a *v1alpha1.Allocation, container string) (*v1.Container,
 	}
 	var found *v1.Container
 	for _, d := range a.Containers[container] {
+		if d.Share == nil {
+			continue // other containers of the pod may have MIG instances
+		}
 		c := last[d.Share.ID]
 		if c == nil || found != nil && c != found {
 			return nil, fmt.Errorf("container %s: %w", container, errHomes)

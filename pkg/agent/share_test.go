@@ -154,13 +154,7 @@ func TestInitContainerUsesTheHomeOfTheLastOne(t *testing.T) {
 			p.Spec.InitContainers = []v1.Container{{Name: "init", Resources: v1.ResourceRequirements{
 				Limits: v1.ResourceList{v1alpha1.ResourceGPU: resource.MustParse("1")},
 			}}}
-			text, err := v1alpha1.Allocation{Version: 1, Node: nodeName, PodUID: p.UID, Containers: map[string][]v1alpha1.Device{
-				"init": {d}, "main": {e, d},
-			}}.Encode()
-			if err != nil {
-				t.Fatal(err)
-			}
-			p.Annotations[v1alpha1.AnnotationAllocation] = text
+			p.Annotations[v1alpha1.AnnotationAllocation] = b.allocation(p, map[string][]v1alpha1.Device{"init": {d}, "main": {e, d}})
 		}})
 		early := b.given("a", "init")
 		late, err := b.agent.Prepare(t.Context(), Container{PodUID: uidOf("a"), Namespace: "default", Pod: "a", Name: "main"})
@@ -175,6 +169,31 @@ func TestInitContainerUsesTheHomeOfTheLastOne(t *testing.T) {
 		}
 		if diff := cmp.Diff([]string{"uid-a_main"}, b.homes()); diff != "" {
 			t.Errorf("directories (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestPodWithAShareAndAnInstance: on a node with both modes, each container of one
+// pod has its own kind.
+func TestPodWithAShareAndAnInstance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		both := `{"nodeconfig": [{"name": "node1", "operatingmode": "mig", "gpus": [{"index": 1, "operatingmode": "hami-core"}]}]}`
+		b := shareBench(t, both, sim.GPUSpec{Board: "A100-40GB", MIG: true}, sim.GPUSpec{Board: "A100-40GB"})
+		b.start()
+		defer b.stop()
+		b.bind(pod{name: "a", devices: []v1alpha1.Device{b.share(1, 0, 4000, 0)}, mutate: func(p *v1.Pod) {
+			side := p.Spec.Containers[0]
+			side.Name = "side"
+			p.Spec.Containers = append(p.Spec.Containers, side)
+			p.Annotations[v1alpha1.AnnotationAllocation] = b.allocation(p, map[string][]v1alpha1.Device{
+				"main": {b.share(1, 0, 4000, 0)}, "side": b.on(0, "1g.5gb@0"),
+			})
+		}})
+		if got := b.given("a", "main"); got.Key != b.gpus[1]+"/share/0" {
+			t.Errorf("main has %s, want its share of GPU 1", got.Key)
+		}
+		if got := b.given("a", "side"); got.Key != b.gpus[0]+"/19/0" || len(got.Env) > 0 {
+			t.Errorf("side has %+v, want its instance of GPU 0 and nothing of the share", got)
 		}
 	})
 }
