@@ -11,12 +11,13 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/input"
-	"github.com/chromedp/cdproto/runtime"
+	cdpruntime "github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 )
 
@@ -47,6 +48,10 @@ func Open(t testing.TB, url string, width, height int64, dark bool) *Page {
 	if path == "" {
 		t.Fatalf("%s is not set: run these tests with make browser", chromiumVariable)
 	}
+	// chromedp has the browser killed when the thread that started it ends, and package
+	// cluster ends threads that it has used: this one is nobody else's until the test is over.
+	runtime.LockOSThread()
+	t.Cleanup(runtime.UnlockOSThread)
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox,
 		chromedp.Flag("disable-dev-shm-usage", true),
 		chromedp.IgnoreCertErrors, // the tests' certificates are their own
@@ -58,7 +63,7 @@ func Open(t testing.TB, url string, width, height int64, dark bool) *Page {
 	t.Cleanup(cancel)
 	p := &Page{TB: t, ctx: ctx, close: cancel}
 	chromedp.ListenTarget(ctx, func(event any) {
-		if e, ok := event.(*runtime.EventExceptionThrown); ok {
+		if e, ok := event.(*cdpruntime.EventExceptionThrown); ok {
 			p.errors = append(p.errors, e.ExceptionDetails.Error())
 		}
 	})
