@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/klog/v2"
+	fwk "k8s.io/kube-scheduler/framework"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 	"k8s.io/kubernetes/pkg/scheduler"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config"
@@ -177,18 +178,19 @@ func TestProgramRunsTheShippedConfig(t *testing.T) {
 	})
 }
 
-func TestOurWeightIsAboveAllOthersTogether(t *testing.T) {
+// TestOneStepOfOursIsAboveAllOthersTogether: see NormalizeScore.
+func TestOneStepOfOursIsAboveAllOthersTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var ours, others int32
+		var ours, others int64
 		for _, p := range build(t)[v1alpha1.SchedulerName].ListPlugins().Score.Enabled {
 			if p.Name == dynamicmig.Name {
-				ours = p.Weight
+				ours = int64(p.Weight)
 			} else {
-				others += p.Weight
+				others += int64(p.Weight)
 			}
 		}
-		if ours <= others || others == 0 {
-			t.Errorf("DynamicMIG has weight %d, all others together %d; want more", ours, others)
+		if most := others * fwk.MaxScore; ours <= most || others == 0 {
+			t.Errorf("a step of DynamicMIG counts %d, all others together up to %d; want more", ours, most)
 		}
 	})
 }

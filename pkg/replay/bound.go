@@ -15,8 +15,9 @@ var ErrNoBound = errors.New("there is no exact bound")
 
 // bound is the world in which every instance may be moved at any time for free: a
 // job starts if and only if all that runs, and it, could be cut out of the fleet
-// together. Nodes do not matter to it. It bounds every policy that takes jobs as
-// they come and moves nothing.
+// together. Nodes do not matter to it. Up to the first job that it rejects no policy
+// keeps more; from then on it is a comparator like others, since who has rejected a
+// large job has room for small ones (docs/packing.md, openb).
 type bound struct {
 	gpus    int
 	slices  int // memory slices of the fleet

@@ -117,8 +117,9 @@ func (pl *Plugin) Score(_ context.Context, cs fwk.CycleState, _ *v1.Pod, ni fwk.
 // ScoreExtensions returns the plugin, for NormalizeScore.
 func (pl *Plugin) ScoreExtensions() fwk.ScoreExtensions { return pl }
 
-// NormalizeScore ranks the raw scores into 0..100: the best node gets 100, equal
-// scores get equal ranks, and order is kept as far as 101 steps can.
+// NormalizeScore ranks the raw scores: the best node gets 100, the next score 99, and
+// what is behind the hundredth 0. A step is 1 whatever the number of scores, so that a
+// weight can put the least difference of ours above all other plugins together.
 func (pl *Plugin) NormalizeScore(_ context.Context, _ fwk.CycleState, _ *v1.Pod, scores fwk.NodeScoreList) *fwk.Status {
 	var ranks []int64 // few: nodes have few different best placements
 	for i := range scores {
@@ -128,15 +129,8 @@ func (pl *Plugin) NormalizeScore(_ context.Context, _ fwk.CycleState, _ *v1.Pod,
 	}
 	for i := range scores {
 		rank, _ := slices.BinarySearch(ranks, scores[i].Score)
-		scores[i].Score = normalized(rank, len(ranks))
+		behind := int64(len(ranks) - 1 - rank)
+		scores[i].Score = max(0, fwk.MaxScore-behind)
 	}
 	return nil
-}
-
-// normalized maps rank 0..n-1, n-1 being the best, to 0..MaxNodeScore.
-func normalized(rank, n int) int64 {
-	if n == 1 {
-		return fwk.MaxScore
-	}
-	return fwk.MaxScore * int64(rank) / int64(n-1)
 }

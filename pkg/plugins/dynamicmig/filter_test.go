@@ -433,11 +433,11 @@ func TestScoreRanksNodes(t *testing.T) {
 		{
 			name: "the node that keeps most open comes first, equal ones rank equally", wants: "gpu=1 gpumem=20000",
 			nodes: map[string][]string{"half": half, "idle": nil, "idle-too": nil},
-			want:  map[string]int64{"half": 100, "idle": 0, "idle-too": 0},
+			want:  map[string]int64{"half": 100, "idle": 99, "idle-too": 99},
 		}, {
 			name: "exactly what was asked for comes before a larger profile on a fuller node", wants: "gpu=1 gpumem=4000",
 			nodes: map[string][]string{"oversize": half, "exact": nil},
-			want:  map[string]int64{"oversize": 0, "exact": 100},
+			want:  map[string]int64{"oversize": 99, "exact": 100},
 		}, {
 			name: "several devices on one node", wants: "gpu=2 gpumem=20000",
 			nodes: map[string][]string{"idle": nil, "idle-too": nil},
@@ -510,7 +510,7 @@ func TestNormalizeScoreRanks(t *testing.T) {
 	ranks := make([]int64, 301)
 	for i := range many {
 		many[i] = int64(i) * 1_000_000_007
-		ranks[i] = int64(i) / 3
+		ranks[i] = max(0, int64(i)-200)
 	}
 	cases := []struct {
 		name      string
@@ -519,10 +519,10 @@ func TestNormalizeScoreRanks(t *testing.T) {
 		{"nothing to rank", []int64{}, []int64{}},
 		{"one node is the best", []int64{-7_000_000_000}, []int64{100}},
 		{"equal nodes are all the best", []int64{3, 3, 3}, []int64{100, 100, 100}},
-		{"two nodes are the ends of the scale", []int64{-1 << 50, -5}, []int64{0, 100}},
-		{"distances do not count, order does", []int64{-1 << 60, 0, 1}, []int64{0, 50, 100}},
-		{"equal scores get equal ranks", []int64{5, 1, 5, 3}, []int64{100, 0, 100, 50}},
-		{"more scores than steps keep their order", many, ranks},
+		{"two nodes are one step apart", []int64{-1 << 50, -5}, []int64{99, 100}},
+		{"distances do not count, order does", []int64{-1 << 60, 0, 1}, []int64{98, 99, 100}},
+		{"equal scores get equal ranks", []int64{5, 1, 5, 3}, []int64{100, 98, 100, 99}},
+		{"more scores than steps: the best keep their order", many, ranks},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
