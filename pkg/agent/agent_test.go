@@ -416,6 +416,27 @@ func TestGPUInstanceThatLingersAfterSuccessIsWaitedFor(t *testing.T) {
 	})
 }
 
+// TestReportIsNotFilledByAnnotations: whoever may create pods writes annotations,
+// and their text must not make the report too large to be written.
+func TestReportIsNotFilledByAnnotations(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		long := strings.Repeat("x", 60_000)
+		for name, text := range map[string]string{
+			"field":     `{"version":1,"` + long + `":1}`,
+			"container": `{"version":1,"node":"node1","podUID":"uid-container","containers":{"` + long + `":[{"gpu":"g","share":{"id":0,"memoryMiB":1,"cores":0}}]}}`,
+			"gpu":       `{"version":1,"node":"node1","podUID":"uid-gpu","containers":{"main":[{"gpu":"` + long + `","share":{"id":0,"memoryMiB":1,"cores":0}}]}}`,
+			"node":      `{"version":1,"node":"` + long + `","podUID":"uid-node","containers":{"main":[{"gpu":"g","share":{"id":0,"memoryMiB":1,"cores":0}}]}}`,
+		} {
+			b.bind(pod{name: name, mutate: func(p *v1.Pod) { p.Annotations = map[string]string{v1alpha1.AnnotationAllocation: text} }})
+			got := b.phaseOf(name)
+			b.expectText("phase", got, "Refused: annotation dynamig.io/allocation: ")
+			if len(got) > 512 {
+				t.Errorf("%s: the report has %d bytes of the annotation", name, len(got))
+			}
+		}
+	})
+}
+
 func TestChangedAnnotationIsIgnoredAndToldOnce(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})

@@ -60,7 +60,7 @@ func (e *events) start(client kubernetes.Interface) (stop func()) {
 
 // warn of something on a pod.
 func (e *events) warn(o *owner, reason, message string) {
-	e.recorder.Event(o.reference(), v1.EventTypeWarning, reason, shorten(message))
+	e.recorder.Event(o.reference(), v1.EventTypeWarning, reason, v1alpha1.Shorten(message, maxMessage))
 }
 
 // prepared tells what a pod got, and how much memory that really is where the
@@ -90,7 +90,7 @@ func (e *events) prepared(o *owner, g *grounds) {
 		noun = "devices"
 	}
 	message := fmt.Sprintf("Prepared %d %s in %.1f s: %s", len(devices), noun, time.Since(o.since).Seconds(), strings.Join(devices, ", "))
-	e.recorder.Event(o.reference(), v1.EventTypeNormal, reasonPrepared, shorten(message+strings.Join(notes, "")))
+	e.recorder.Event(o.reference(), v1.EventTypeNormal, reasonPrepared, v1alpha1.Shorten(message+strings.Join(notes, ""), maxMessage))
 }
 
 // describeShare names a share for people: "8000 MiB, 30% of the cores of GPU 0".
@@ -123,17 +123,9 @@ func (g *grounds) shortfall(span v1alpha1.Span, promised int64) string {
 // configInvalid warns of a configuration on the node.
 func (e *events) configInvalid(uid types.UID, message string) {
 	ref := &v1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: e.node, UID: uid}
-	e.recorder.Event(ref, v1.EventTypeWarning, reasonConfigInvalid, shorten(message))
+	e.recorder.Event(ref, v1.EventTypeWarning, reasonConfigInvalid, v1alpha1.Shorten(message, maxMessage))
 }
 
 func (o *owner) reference() *v1.ObjectReference {
 	return &v1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: o.Namespace, Name: o.Name, UID: o.UID}
-}
-
-// shorten cuts a message to what an event may have.
-func shorten(message string) string {
-	if len(message) <= maxMessage {
-		return message
-	}
-	return strings.ToValidUTF8(message[:maxMessage-3], "") + "..."
 }

@@ -97,7 +97,7 @@ func (f *findings) pods() []v1alpha1.PodPreparation {
 	var out []v1alpha1.PodPreparation
 	for _, o := range f.owners {
 		if o.phase != "" && o.phase != v1alpha1.PodPrepared {
-			out = append(out, v1alpha1.PodPreparation{UID: o.uid, Phase: o.phase, Reason: o.reason})
+			out = append(out, v1alpha1.PodPreparation{UID: o.uid, Phase: o.phase, Reason: v1alpha1.Shorten(o.reason, v1alpha1.MaxReason)})
 		}
 	}
 	return out

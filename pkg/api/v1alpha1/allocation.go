@@ -12,6 +12,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -91,9 +92,26 @@ func DecodeAllocation(text string) (Allocation, error) {
 		err = a.check()
 	}
 	if err != nil {
-		return Allocation{}, fmt.Errorf("annotation %s: %w", AnnotationAllocation, err)
+		return Allocation{}, wrong(err)
 	}
 	return a, nil
+}
+
+// maxRepeated is how much of an annotation's text an error repeats, in bytes. Whoever
+// may create pods writes annotations, and errors go into reports and events.
+const maxRepeated = 256
+
+// wrong says what is wrong with an annotation.
+func wrong(err error) error {
+	return fmt.Errorf("annotation %s: %s", AnnotationAllocation, Shorten(err.Error(), maxRepeated))
+}
+
+// Shorten cuts a text off that is longer than so many bytes, which are at least 3.
+func Shorten(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most-3], "") + "..."
 }
 
 func decode(text string) (Allocation, error) {
@@ -215,15 +233,14 @@ func (a Allocation) Owns(pod *v1.Pod, node string) error {
 // OwnsCounted is Owns where the resource that counts devices has this name.
 func (a Allocation) OwnsCounted(pod *v1.Pod, node string, count v1.ResourceName) error {
 	if a.PodUID != pod.UID {
-		return fmt.Errorf("annotation %s: podUID is %s, the pod's is %s", AnnotationAllocation, a.PodUID, pod.UID)
+		return wrong(fmt.Errorf("podUID is %s, the pod's is %s", a.PodUID, pod.UID))
 	}
 	if a.Node != node {
-		return fmt.Errorf("annotation %s: node is %s, want %s", AnnotationAllocation, a.Node, node)
+		return wrong(fmt.Errorf("node is %s, want %s", a.Node, node))
 	}
 	for name, devices := range a.Containers {
 		if want, ok := deviceCount(pod, name, count); !ok || want != int64(len(devices)) {
-			return fmt.Errorf("annotation %s: containers[%s] has %d devices, the pod's container asks for %d %s",
-				AnnotationAllocation, name, len(devices), want, count)
+			return wrong(fmt.Errorf("containers[%s] has %d devices, the pod's container asks for %d %s", name, len(devices), want, count))
 		}
 	}
 	return nil
@@ -291,21 +308,20 @@ func (a Allocation) Validate(status *GPUNodeStatus) error {
 	for _, s := range a.Spans() {
 		profile, err := status.profile(s.GPU, s.ProfileID)
 		if err != nil {
-			return fmt.Errorf("annotation %s: %w", AnnotationAllocation, err)
+			return wrong(err)
 		}
 		if err := profile.offers(s.Start, s.Size); err != nil {
-			return fmt.Errorf("annotation %s: GPU %s: %w", AnnotationAllocation, s.GPU, err)
+			return wrong(fmt.Errorf("GPU %s: %w", s.GPU, err))
 		}
 		mask := (uint64(1)<<s.Size - 1) << s.Start
 		if taken[s.GPU]&mask != 0 {
-			return fmt.Errorf("annotation %s: GPU %s: placement %s at %d overlaps another of the same pod",
-				AnnotationAllocation, s.GPU, profile.Name, s.Start)
+			return wrong(fmt.Errorf("GPU %s: placement %s at %d overlaps another of the same pod", s.GPU, profile.Name, s.Start))
 		}
 		taken[s.GPU] |= mask
 	}
 	for _, d := range a.Shares() {
 		if err := status.holdsShare(d); err != nil {
-			return fmt.Errorf("annotation %s: %w", AnnotationAllocation, err)
+			return wrong(err)
 		}
 	}
 	return nil

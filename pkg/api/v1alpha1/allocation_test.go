@@ -63,6 +63,7 @@ func TestDecodeIsStrict(t *testing.T) {
 		{"more memory than sums can hold", head + `{"c":[{"gpu":"g","share":{"memoryMiB":9223372036854775807,"cores":0}}]}}`, "share.memoryMiB is 9223372036854775807, want more than 0 and at most 2147483647"},
 		{"more than all cores", head + `{"c":[{"gpu":"g","share":{"memoryMiB":1,"cores":101}}]}}`, "share.cores is 101"},
 		{"a negative start", head + `{"c":[{"gpu":"g","mig":{"profileID":1,"profile":"p","start":-1,"size":1,"memoryMiB":1}}]}}`, "negative"},
+		{"a long name of a field", `{"version":1,"` + strings.Repeat("x", 1000) + `":1}`, "xxx..."},
 		{"far too long", strings.Repeat(" ", maxAllocationBytes+1), "bytes are more than"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

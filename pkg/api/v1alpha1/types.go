@@ -328,11 +328,16 @@ const (
 	PodRefused   PodPhase = "Refused"
 )
 
+// MaxReason is the longest PodPreparation.Reason, so that no pod can fill a report.
+const MaxReason = 1024
+
 // PodPreparation is the agent's word on one bound pod.
 type PodPreparation struct {
 	UID   types.UID `json:"uid"`
 	Phase PodPhase  `json:"phase"`
+	// Reason says in one sentence why the pod is not prepared.
 	// +optional
+	// +kubebuilder:validation:MaxLength=1024
 	Reason string `json:"reason,omitempty"`
 }
 
