@@ -4,18 +4,16 @@
 package agent
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/durable"
 )
 
 // journalVersion is the only version of the journal so far.
@@ -140,13 +138,8 @@ func compareSpans(a, b v1alpha1.Span) int {
 // decodeContent accepts what encode writes, and nothing else.
 func decodeContent(text []byte) (content, error) {
 	var f journalFile
-	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&f); err != nil {
+	if err := durable.Decode(text, &f); err != nil {
 		return content{}, err
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return content{}, errors.New("text follows the JSON object")
 	}
 	if f.Version != journalVersion {
 		return content{}, fmt.Errorf("version %d is unknown, this program knows %d", f.Version, journalVersion)

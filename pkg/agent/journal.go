@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/durable"
 )
 
 // journalFileName is the journal's in the state directory.
@@ -41,7 +41,7 @@ type journal struct {
 // with Lost set, and what could not be understood is kept beside it under another
 // name. An error means that the disk cannot be read.
 func openJournal(path string) (*journal, error) {
-	j := &journal{path: path, metrics: newMetrics(), replace: replaceFile, content: newContent()}
+	j := &journal{path: path, metrics: newMetrics(), replace: durable.Save, content: newContent()}
 	corrupt, err := j.load()
 	if err != nil || corrupt == nil {
 		return j, err
@@ -81,34 +81,6 @@ func (j *journal) load() (corrupt, err error) {
 		j.content = c
 	}
 	return corrupt, nil
-}
-
-// replaceFile writes a file in one step and waits for the disk.
-func replaceFile(path string, text []byte) error {
-	temporary := path + ".tmp"
-	if err := writeSynced(temporary, text); err != nil {
-		return err
-	}
-	if err := os.Rename(temporary, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
-
-func writeSynced(path string, text []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
 }
 
 // change applies a change in memory. It is on disk after the next commit of

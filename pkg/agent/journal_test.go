@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/durable"
 )
 
 func fullContent() content {
@@ -147,7 +148,7 @@ func TestFailedCommitIsMadeUpFor(t *testing.T) {
 	if err := j.commit(); !errors.Is(err, full) {
 		t.Errorf("commit = %v, want %v", err, full)
 	}
-	j.replace = replaceFile
+	j.replace = durable.Save
 	if err := j.commit(); err != nil {
 		t.Fatal(err)
 	}

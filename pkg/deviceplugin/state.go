@@ -4,13 +4,13 @@
 package deviceplugin
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+
+	"github.com/dynamig/dynamig/pkg/durable"
 )
 
 // stateVersion is the only version of the state file so far.
@@ -42,9 +42,7 @@ func loadTable(path string) (*table, error) {
 // decodeTable accepts what save writes, and nothing else.
 func decodeTable(text []byte) (*table, error) {
 	var s state
-	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&s); err != nil {
+	if err := durable.Decode(text, &s); err != nil {
 		return nil, err
 	}
 	if s.Version != stateVersion {
@@ -78,37 +76,10 @@ func (t *table) check() error {
 func (t *table) save(path string) error {
 	text, err := json.Marshal(state{Version: stateVersion, Next: t.Next, Slots: t.Slots})
 	if err == nil {
-		err = replaceFile(path, text)
+		err = durable.Save(path, text)
 	}
 	if err != nil {
 		return fmt.Errorf("saving slots: %w", err)
 	}
 	return nil
-}
-
-func replaceFile(path string, text []byte) error {
-	temporary := path + ".tmp"
-	if err := writeSynced(temporary, text); err != nil {
-		return err
-	}
-	if err := os.Rename(temporary, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
-
-func writeSynced(path string, text []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
 }
