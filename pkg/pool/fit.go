@@ -113,7 +113,8 @@ func (v *View) plan(r *Request) (Plan, outcome) {
 
 // precheck rejects what needs no look at what is taken.
 func (v *View) precheck(r *Request) *Verdict {
-	if v.Node.offers && v.simple(r) && !v.replaced && !v.contested {
+	tooMany := len(r.Devices) > v.Node.devices
+	if v.Node.offers && v.simple(r) && !v.replaced && !v.contested && !tooMany {
 		return nil // most of all
 	}
 	offers := func(g GPU) bool { return g.Offered || g.Shares != nil }
@@ -125,6 +126,9 @@ func (v *View) precheck(r *Request) *Verdict {
 	case v.contested:
 		return &Verdict{Reason: ReasonNominated, Curable: true}
 	case slices.ContainsFunc(v.Node.GPUs, selected):
+		if tooMany {
+			return r.verdict(reasonsBy[v.considered(r)].never, false) // without a search
+		}
 		return nil
 	case slices.ContainsFunc(v.Node.GPUs, mode):
 		return &Verdict{Reason: ReasonNotSelected}

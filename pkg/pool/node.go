@@ -25,6 +25,7 @@ type Node struct {
 	simple  bool // takes instances only, and avoids none
 	offers  bool // takes new instances
 	avoids  bool // some place is avoided: see Pool.Avoid
+	devices int  // see Devices
 	refused map[types.UID]struct{}
 
 	idle *View // without any pod
@@ -70,11 +71,12 @@ type run struct {
 
 // divide finds the runs, and what decisions need to know of the node without pods.
 func (n *Node) divide() {
-	n.runs, n.simple, n.avoids, n.offers = nil, true, false, false
+	n.runs, n.simple, n.avoids, n.offers, n.devices = nil, true, false, false, 0
 	blocked := false
 	for i := range n.GPUs {
 		g := &n.GPUs[i]
 		n.offers = n.offers || g.Offered
+		n.devices += g.devices()
 		n.avoids = n.avoids || len(g.avoided) > 0 || g.avoidsShares
 		blocked = blocked || g.blocked.Mask != 0
 		n.simple = n.simple && g.Shares == nil && len(g.avoided) == 0
@@ -227,15 +229,16 @@ func (n *Node) WholeGPUs() int {
 }
 
 // Devices is the largest number of devices that the node can hold at once.
-func (n *Node) Devices() int {
+func (n *Node) Devices() int { return n.devices }
+
+// devices is the largest number of them that the GPU can hold at once.
+func (g *GPU) devices() int {
 	sum := 0
-	for i := range n.GPUs {
-		if n.GPUs[i].Offered {
-			sum += Devices(n.GPUs[i].Catalogue)
-		}
-		if shares := n.GPUs[i].Shares; shares != nil {
-			sum += int(shares.Count)
-		}
+	if g.Offered {
+		sum = Devices(g.Catalogue)
+	}
+	if g.Shares != nil {
+		sum += int(g.Shares.Count)
 	}
 	return sum
 }

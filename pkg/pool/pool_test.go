@@ -274,6 +274,14 @@ func TestParse(t *testing.T) {
 			name: "memory with a suffix", pod: pod("a").wants("c", "gpu=1 gpumem=8Gi"),
 			err: `container "c": nvidia.com/gpumem is 8589934592 MiB; no GPU has that much (the unit is MiB, without a suffix)`,
 		},
+		{
+			name: "more devices than one pod may ask for, in one container", pod: pod("a").wants("c", "gpu=32767"),
+			err: `container "c": nvidia.com/gpu is 32767, with which the pod asks for more than 1024 devices in all; lower it, or use several pods`,
+		},
+		{
+			name: "more devices than one pod may ask for, init containers included", pod: pod("a").wants("c", "gpu=1 gpumem=1").init("i", "gpu=1024 gpumem=1"),
+			err: `container "c": nvidia.com/gpu is 1, with which the pod asks for more than 1024 devices in all; lower it, or use several pods`,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r, err := Parse(tc.pod.Pod, Options{})
@@ -288,6 +296,25 @@ func TestParse(t *testing.T) {
 				t.Errorf("devices (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestLongestRequest: what a pod may ask for at most is read.
+func TestLongestRequest(t *testing.T) {
+	list := strings.Repeat("GPU-0,", mostListed-1) + "GPU-0"
+	p := pod("a").init("i", "gpu=24 gpumem=1").wants("c", "gpu=1000 gpumem=1")
+	for _, key := range []string{v1alpha1.AnnotationUseUUID, v1alpha1.AnnotationNoUseUUID, v1alpha1.AnnotationUseType, v1alpha1.AnnotationNoUseType} {
+		p.annotated(key, list)
+	}
+	r, err := Parse(p.Pod, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := len(r.Devices), 1000; got != want {
+		t.Errorf("%d devices, want %d: the init container's are among them", got, want)
+	}
+	if got := len(r.Select.NoTypes); got != mostListed {
+		t.Errorf("%d types not to use, want %d", got, mostListed)
 	}
 }
 

@@ -46,6 +46,10 @@ func (o *Options) memoryFactor() int { return max(int(o.Defaults.MemoryFactor), 
 // InUnits is the largest amount of memory, as pods ask for it, within so many MiB.
 func (o *Options) InUnits(memoryMiB int) int { return memoryMiB / o.memoryFactor() }
 
+// mostDevices bounds what one pod may ask for, above what any node can hold: so no pod
+// takes much memory, or time, of a scheduler that reads it again and again.
+const mostDevices = 1024
+
 // Request is what a pod asks for. It is parsed once and never changed.
 type Request struct {
 	Pod     types.NamespacedName
@@ -131,6 +135,9 @@ func Parse(pod *v1.Pod, opts Options) (*Request, error) {
 		tables:     new(tableCache),
 		verdicts:   new(verdicts),
 	}
+	if err := checkLists(pod.Annotations); err != nil {
+		return nil, err
+	}
 	if err := r.parseMode(pod.Annotations[v1alpha1.AnnotationMode]); err != nil {
 		return nil, err
 	}
@@ -179,6 +186,7 @@ type requestBuilder struct {
 	request  *Request
 	opts     Options
 	profile  string
+	asked    int64    // devices of all containers so far, at most mostDevices
 	reusable []int    // devices that earlier plain init containers have had
 	last     []string // by device: the container that has it last
 	inits    []string // plain init containers with devices
@@ -268,8 +276,9 @@ func (b *requestBuilder) parse(c *v1.Container) (geometry.Want, int, error) {
 	case count <= 0:
 		return none, 0, invalid("container %q asks for %s without %s; add the limit %s: 1",
 			c.Name, firstAsked(c, &n), n.Count, n.Count)
-	case count > math.MaxInt16:
-		return none, 0, invalid("container %q: %s is %d; no node has that many", c.Name, n.Count, count)
+	case count > mostDevices-b.asked:
+		return none, 0, invalid("container %q: %s is %d, with which the pod asks for more than %d devices in all; lower it, or use several pods",
+			c.Name, n.Count, count, mostDevices)
 	case percent > 100:
 		return none, 0, invalid("container %q: %s is %d; use 1 to 100", c.Name, n.MemoryPercentage, percent)
 	case cores > 100:
@@ -278,6 +287,7 @@ func (b *requestBuilder) parse(c *v1.Container) (geometry.Want, int, error) {
 		return none, 0, invalid("container %q: %s is %d MiB; no GPU has that much (the unit is MiB, without a suffix)",
 			c.Name, n.Memory, memory)
 	}
+	b.asked += count
 	want := geometry.Want{Strict: b.opts.StrictMemory, Oversize: !b.opts.NoOversize}
 	if memory == 0 && percent == 0 && cores == 0 {
 		memory, factor = int64(b.opts.Defaults.MemoryMiB), 1

@@ -65,43 +65,37 @@ func (v *View) considered(r *Request) (m mode) {
 }
 
 // groups numbers, by device, the sets of devices that must be of one mode: those
-// of a container, and of all containers that have a device in common. A device
-// that stands alone has none, -1.
+// of a container, and of all containers that have a device in common; from 0, in the
+// order of their first device. A device that stands alone has none, -1.
 func (r *Request) groups() []int {
-	of := make([]int, len(r.Devices))
-	for i := range of {
-		of[i] = -1
+	before := make([]int, len(r.Devices)) // a device of the same set, the first of it itself
+	for i := range before {
+		before[i] = i
 	}
-	next := 0
-	for _, name := range slices.Sorted(maps.Keys(r.Containers)) {
-		devices := r.Containers[name]
-		if len(devices) < 2 {
-			continue
+	first := func(device int) int {
+		for before[device] != device {
+			before[device] = before[before[device]] // so that the way is short the next time
+			device = before[device]
 		}
-		joined := map[int]bool{}
+		return device
+	}
+	for _, devices := range r.Containers {
 		for _, d := range devices {
-			if of[d] >= 0 {
-				joined[of[d]] = true
-			}
+			a, b := first(d), first(devices[0])
+			before[max(a, b)] = min(a, b)
 		}
-		for d, g := range of {
-			if joined[g] || slices.Contains(devices, d) {
-				of[d] = next
-			}
-		}
-		next++
 	}
-	return renumbered(of)
-}
-
-// renumbered gives groups the numbers from 0, in the order of their first device.
-func renumbered(of []int) []int {
-	numbers := map[int]int{-1: -1}
-	for i, g := range of {
-		if _, known := numbers[g]; !known {
-			numbers[g] = len(numbers) - 1
+	of, next := make([]int, len(r.Devices)), 0
+	for i := range of {
+		switch {
+		case !r.joint[i]:
+			of[i] = -1
+		case first(i) < i:
+			of[i] = of[first(i)]
+		default:
+			of[i] = next
+			next++
 		}
-		of[i] = numbers[g]
 	}
 	return of
 }

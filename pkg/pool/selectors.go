@@ -36,6 +36,23 @@ func (s *Selectors) parse(annotations map[string]string) error {
 	return nil
 }
 
+// mostListed bounds the entries of each list: every GPU of the cluster is compared
+// with all of them.
+const mostListed = 64
+
+// checkLists refuses annotations that are lists and too long.
+func checkLists(annotations map[string]string) error {
+	for _, key := range []string{
+		v1alpha1.AnnotationUseUUID, v1alpha1.AnnotationNoUseUUID, v1alpha1.AnnotationUseType, v1alpha1.AnnotationNoUseType,
+		v1alpha1.AnnotationNodePolicy, v1alpha1.AnnotationGPUPolicy, v1alpha1.AnnotationWeights,
+	} {
+		if n := 1 + strings.Count(annotations[key], ","); n > mostListed {
+			return invalid("annotation %s lists %d entries; use at most %d", key, n, mostListed)
+		}
+	}
+	return nil
+}
+
 // listOf splits at commas; empty parts are left out.
 func listOf(text string) []string {
 	var out []string

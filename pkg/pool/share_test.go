@@ -240,6 +240,8 @@ func TestMistakesInAnnotations(t *testing.T) {
 	for _, tc := range []struct{ name, key, value, want string }{
 		{"a mode misspelt", v1alpha1.AnnotationMode, "mps", `annotation nvidia.com/vgpu-mode is "mps"; use "mig", "hami-core" or both`},
 		{"no boolean", v1alpha1.AnnotationNUMABind, "yes", `annotation nvidia.com/numa-bind is "yes"; use true or false`},
+		{"a list without end", v1alpha1.AnnotationUseType, strings.Repeat("a,", 80000), "annotation nvidia.com/use-gputype lists 80001 entries; use at most 64"},
+		{"one too many", v1alpha1.AnnotationNoUseUUID, strings.Repeat("GPU-0,", 64) + "GPU-0", "annotation nvidia.com/nouse-gpuuuid lists 65 entries; use at most 64"},
 	} {
 		_, err := Parse(pod("p").wants("c", "gpu=1").annotated(tc.key, tc.value).Pod, Options{})
 		if got := fmt.Sprint(err); got != tc.want {

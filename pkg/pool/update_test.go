@@ -4,8 +4,10 @@
 package pool
 
 import (
+	"fmt"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -148,6 +150,57 @@ func TestASearchThatIsTooLongSaysSo(t *testing.T) {
 	}
 	if _, verdict := v.Fit(r); verdict == nil || !verdict.Curable {
 		t.Errorf("verdict is %+v, want a curable one: nothing is known", verdict)
+	}
+}
+
+// TestMoreDevicesThanANodeHasAreNotSearchedFor: hints and wake-ups ask Fits of pods that
+// Possible would refuse.
+func TestMoreDevicesThanANodeHasAreNotSearchedFor(t *testing.T) {
+	v := viewOf(t, NewLedger(), gpuNode(t, "A100-40GB", 2), Scope{})
+	for devices, want := range map[int]string{14: "", 15: "node(s) cannot be cut into 15 x 1000 MiB", 1000: "node(s) cannot be cut into 1000 x 1000 MiB"} {
+		r, err := Parse(pod("p").wants("c", fmt.Sprintf("gpu=%d gpumem=1000", devices)).Pod, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, verdict := v.Fit(r)
+		if got := reasonOf(verdict); got != want || verdict != nil && verdict.Curable {
+			t.Errorf("%d devices: %q, want %q, which nothing cures", devices, got, want)
+		}
+		if allocs := testing.AllocsPerRun(10, func() { v.Fits(r) }); devices > 14 && allocs > 0 {
+			t.Errorf("%d devices: %v allocations, want none without a search", devices, allocs)
+		}
+	}
+}
+
+func reasonOf(v *Verdict) string {
+	if v == nil {
+		return ""
+	}
+	return v.Reason
+}
+
+// TestGroups: containers that have a device in common are of one mode.
+func TestGroups(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		pod  podBuilder
+		want []int
+	}{
+		{"each container its own", pod("p").wants("c", "gpu=2").wants("d", "gpu=1").wants("e", "gpu=3"), []int{0, 0, -1, 1, 1, 1}},
+		{"an init container joins those after it", pod("p").init("i", "gpu=3").wants("c", "gpu=2").wants("d", "gpu=1"), []int{0, 0, 0}},
+		{"and what it leaves stands alone", pod("p").init("i", "gpu=1").wants("c", "gpu=1").wants("d", "gpu=1"), []int{-1, -1}},
+		{
+			"a chain of containers, the later ones first", pod("p").sidecar("s", "gpu=1").init("i", "gpu=2").init("j", "gpu=3").
+				wants("c", "gpu=1").wants("d", "gpu=4"), []int{-1, 0, 0, 0, 0, 0},
+		},
+	} {
+		r, err := Parse(tc.pod.Pod, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(tc.want, r.groups()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tc.name, diff)
+		}
 	}
 }
 
