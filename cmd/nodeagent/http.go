@@ -61,7 +61,7 @@ func (s status) ready() error {
 	default:
 		missing = append(missing, "the GPUs have not been read yet")
 	}
-	if !s.plugin.Connected() {
+	if !s.plugin.Settled() {
 		missing = append(missing, "kubelet does not watch the slots")
 	}
 	if len(missing) > 0 {

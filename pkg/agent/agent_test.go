@@ -534,6 +534,28 @@ func TestPodsThatTheSchedulerDidNotPlaceAreToldWhatToDo(t *testing.T) {
 	}
 }
 
+// Where the node has no entry its pods are another plugin's, until it gets one.
+func TestPodsOfAnotherPluginAreLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1)
+		b.write("config.json", `{"nodeconfig": []}`)
+		b.bind(pod{name: "theirs", scheduler: "hami-scheduler"})
+		b.bind(pod{name: "forged", devices: b.on(0, "1g.5gb@0")})
+		b.start()
+		defer b.stop()
+		b.bind(pod{name: "later", scheduler: "hami-scheduler"})
+		b.rest()
+		b.expectEvents("theirs", reasonNotPlaced)
+		b.expectEvents("later", reasonNotPlaced)
+		if got := b.slots.has(); got != 0 {
+			t.Errorf("capacity is %d, want 0: the resource is another plugin's", got)
+		}
+		b.reconfigure(nodeConfig)
+		b.expectEvents("theirs", reasonNotPlaced, "was not placed by dynamig-scheduler")
+		b.expectEvents("later", reasonNotPlaced, "was not placed by dynamig-scheduler")
+	})
+}
+
 func TestAllocationsThatCannotBeAreRefused(t *testing.T) {
 	cases := []struct {
 		name    string

@@ -14,12 +14,13 @@ import (
 // NVML reports, whatever the configuration offers, since the scheduler has chosen
 // already. It does not change; only the health that it asks for does.
 type grounds struct {
-	hardware v1alpha1.GPUNodeStatus  // gpus and models only
-	excluded map[string]string       // by UUID: why nothing can be had of a GPU of this node
-	unread   map[string]bool         // by UUID: profiles are not known yet
-	minors   map[string]int          // by UUID: of the GPUs' device nodes
-	health   map[string]func() state // by UUID: how the GPU is now
-	device   *config.Device          // settings of software shares
+	configured bool                    // the configuration has an entry for this node
+	hardware   v1alpha1.GPUNodeStatus  // gpus and models only
+	excluded   map[string]string       // by UUID: why nothing can be had of a GPU of this node
+	unread     map[string]bool         // by UUID: profiles are not known yet
+	minors     map[string]int          // by UUID: of the GPUs' device nodes
+	health     map[string]func() state // by UUID: how the GPU is now
+	device     *config.Device          // settings of software shares
 }
 
 // judge says why an allocation can never be had here; errWait when that cannot be

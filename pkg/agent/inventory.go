@@ -303,7 +303,7 @@ func (inv *inventory) toCut(model string) (names []config.GPUName) {
 
 // grounds are what allocations are judged against.
 func (inv *inventory) grounds(excluded map[string]string) *grounds {
-	g := &grounds{excluded: excluded, unread: map[string]bool{}, minors: map[string]int{}, health: map[string]func() state{}, device: inv.device}
+	g := &grounds{configured: inv.configured, excluded: excluded, unread: map[string]bool{}, minors: map[string]int{}, health: map[string]func() state{}, device: inv.device}
 	for i := range inv.gpus {
 		gpu := &inv.gpus[i]
 		view := gpu.worker.view()

@@ -245,10 +245,16 @@ func (s *owners) compare(o *owner, text string) {
 			"delete the pod to have it placed anew.", v1alpha1.AnnotationAllocation))
 }
 
-// leaveUnplaced notes, with one event, that a pod can never get a device.
+// leaveUnplaced notes that a pod can never get a device.
 func (s *owners) leaveUnplaced(o *owner) {
 	o.unplaced = notPlaced(o.pod, s.resource)
-	if o.Warned {
+	s.warnUnplaced(o)
+}
+
+// warnUnplaced says so with one event, on a node that takes part: elsewhere the pod's
+// devices are somebody else's.
+func (s *owners) warnUnplaced(o *owner) {
+	if o.unplaced == "" || o.Warned || s.grounds == nil || !s.grounds.configured {
 		return
 	}
 	o.Warned = true
@@ -323,6 +329,9 @@ func (s *owners) refused(uid types.UID, reason string) {
 func (s *owners) setGrounds(g *grounds) {
 	s.do(func() {
 		s.grounds = g
+		for _, o := range s.pods {
+			s.warnUnplaced(o)
+		}
 		s.admitAll()
 	})
 }

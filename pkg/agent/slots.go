@@ -100,7 +100,9 @@ func (o *ownerView) gpus() []string {
 // capacity is how many devices kubelet may give to pods: what the offered GPUs can
 // hold, or do hold if that is more after a change of configuration, plus the slots
 // that pods hold without a place on one of these: pods of lost GPUs, refused ones,
-// and those that were not placed. So a lost GPU takes away free slots only. It also
+// and those that were not placed. So a lost GPU takes away free slots only. A node
+// without an entry offers none: its pods may have devices of another plugin, and those
+// with slots of ours keep them anyway. It also
 // returns the pods with a placement on a GPU that stays broken until it is reset,
 // or with an instance of which the hardware reports an error. A GPU that is unhealthy
 // for other reasons may come back, and kubelet would not admit such a pod again.
@@ -108,23 +110,24 @@ func (a *Agent) capacity() (devices int, unhealthy []types.UID) {
 	a.mu.Lock()
 	inv := a.inventory
 	a.mu.Unlock()
+	if inv == nil || !inv.configured {
+		return 0, nil
+	}
 	most, lost, held := map[string]int{}, map[string]bool{}, map[string]int{}
 	ill := map[v1alpha1.Span]bool{}
-	if inv != nil {
-		for i := range inv.gpus {
-			gpu := &inv.gpus[i]
-			view := gpu.worker.view()
-			switch ok, _ := inv.offers(gpu, &view); {
-			case !ok:
-			case gpu.wanted == v1alpha1.ModeHAMiCore:
-				most[string(gpu.ID)] = int(gpu.shares.Count)
-			default:
-				most[string(gpu.ID)] = pool.Devices(inv.catalogues[gpu.Name])
-			}
-			lost[string(gpu.ID)] = view.broken
-			for _, span := range view.sick {
-				ill[span] = true
-			}
+	for i := range inv.gpus {
+		gpu := &inv.gpus[i]
+		view := gpu.worker.view()
+		switch ok, _ := inv.offers(gpu, &view); {
+		case !ok:
+		case gpu.wanted == v1alpha1.ModeHAMiCore:
+			most[string(gpu.ID)] = int(gpu.shares.Count)
+		default:
+			most[string(gpu.ID)] = pool.Devices(inv.catalogues[gpu.Name])
+		}
+		lost[string(gpu.ID)] = view.broken
+		for _, span := range view.sick {
+			ill[span] = true
 		}
 	}
 	for _, o := range a.owners.view() {

@@ -16,7 +16,7 @@ import (
 
 // SetCapacity offers n slots. Fewer than now takes away only slots that no pod
 // holds; the rest follows as pods end. Until the first call the slots of the
-// earlier run are offered. After an error nothing has changed.
+// earlier run are offered, if a pod may hold one. After an error nothing has changed.
 func (p *Plugin) SetCapacity(n int) error {
 	t, end := p.slots.begin()
 	defer end()
@@ -24,7 +24,7 @@ func (p *Plugin) SetCapacity(n int) error {
 	if err := p.slots.commit(t); err != nil {
 		return err
 	}
-	p.slots.wanted = n
+	p.slots.settle(n)
 	return nil
 }
 

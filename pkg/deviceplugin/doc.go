@@ -47,6 +47,10 @@
 //	    has answered, and crashes if it is not there (devicemanager/manager.go,
 //	    allocateContainerResources, allDevices[resource][dev].Topology).
 //	I7  Kubelet never has two registrations of ours: the old stream ends first.
+//	I8  Kubelet has a registration of ours only while there are slots to list. It
+//	    gives a resource to whoever registered last, so on a node that offers nothing
+//	    the resource stays with the plugin that has it (devicemanager/manager.go,
+//	    PluginConnected).
 //
 // deviceplugin does not know MIG, NVML or GPUNode.
 package deviceplugin

@@ -116,3 +116,14 @@ func (s *slots) count() map[string]int {
 
 // Connected reports whether kubelet watches the list of slots.
 func (p *Plugin) Connected() bool { return p.connected.Load() }
+
+// Settled reports whether kubelet knows all that it has to: it watches the slots, or
+// the capacity was set and there are none.
+func (p *Plugin) Settled() bool {
+	if p.Connected() {
+		return true
+	}
+	p.slots.mu.Lock()
+	defer p.slots.mu.Unlock()
+	return p.slots.settled && len(p.slots.table.Slots) == 0
+}

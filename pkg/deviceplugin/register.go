@@ -26,8 +26,9 @@ const (
 	lastRetry  = time.Second
 )
 
-// serveKubelet keeps one registration with the kubelet that is there, until ctx
-// ends. A kubelet that restarts ends the stream and makes its socket anew.
+// serveKubelet keeps one registration with the kubelet that is there while there are
+// slots to tell it of (I8), until ctx ends. A kubelet that restarts ends the stream
+// and makes its socket anew.
 func (p *Plugin) serveKubelet(ctx context.Context) error {
 	logger := klog.FromContext(ctx)
 	removeDeadSockets(p.config.PluginDir)
@@ -37,7 +38,10 @@ func (p *Plugin) serveKubelet(ctx context.Context) error {
 	}
 	defer watch.stop()
 	retry := firstRetry
-	for ctx.Err() == nil {
+	for {
+		if err := p.awaitSlots(ctx, watch); err != nil || ctx.Err() != nil {
+			return err
+		}
 		begin := time.Now()
 		s, err := p.register(ctx, watch)
 		switch {
@@ -45,7 +49,7 @@ func (p *Plugin) serveKubelet(ctx context.Context) error {
 			logger.V(2).Info("Registered with kubelet", "socket", s.socket, "duration", time.Since(begin))
 			p.metrics.registrations.Inc()
 			p.connected.Store(true)
-			s.hold(ctx, watch)
+			s.hold(ctx, watch, p)
 			p.connected.Store(false)
 			s.stop()
 			if time.Since(begin) > lastRetry {
@@ -63,7 +67,27 @@ func (p *Plugin) serveKubelet(ctx context.Context) error {
 			retry = firstRetry
 		}
 	}
-	return nil
+}
+
+// awaitSlots returns when kubelet has to know a slot, or ctx has ended.
+func (p *Plugin) awaitSlots(ctx context.Context, watch *socketWatch) error {
+	for {
+		yes, changed := p.listed(false)
+		if yes {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-watch.gone:
+			return watch.lost()
+		case <-changed:
+		}
+	}
+}
+
+func (p *Plugin) listed(registered bool) (yes bool, changed <-chan struct{}) {
+	return p.slots.listed(registered, p.inCheckpoint())
 }
 
 // errNoKubelet says that nobody accepts connections on kubelet's socket.

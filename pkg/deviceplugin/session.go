@@ -72,10 +72,16 @@ func (p *Plugin) newSession(ctx context.Context, kubelet os.FileInfo) (*session,
 func (s *session) open() { s.openOnce.Do(func() { close(s.opened) }) }
 func (s *session) end()  { s.endedOnce.Do(func() { close(s.ended) }) }
 
-// hold returns when the stream or ctx has ended, or another kubelet is there.
-func (s *session) hold(ctx context.Context, watch *socketWatch) {
+// hold returns when the stream or ctx has ended, another kubelet is there, or there
+// is no slot left that kubelet has to know.
+func (s *session) hold(ctx context.Context, watch *socketWatch, p *Plugin) {
 	for {
+		yes, changed := p.listed(true)
+		if !yes {
+			return
+		}
 		select {
+		case <-changed:
 		case <-ctx.Done():
 			return
 		case <-s.ended:

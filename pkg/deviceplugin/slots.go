@@ -88,6 +88,7 @@ type slots struct {
 
 	// mu is held for moments only. table is replaced under both mutexes.
 	mu        sync.Mutex
+	settled   bool // the capacity was set: free slots are those of this run
 	table     *table
 	handed    map[string]time.Time // last Allocate since the slot was bound or offered
 	withdrawn map[string]time.Time // listed, but not offered, since then
@@ -156,6 +157,37 @@ func (s *slots) commit(t *table) error {
 		s.notify() // not for each binding: kubelet writes its checkpoint each time
 	}
 	return nil
+}
+
+// settle notes what SetCapacity has made of the table. changing is held.
+func (s *slots) settle(wanted int) {
+	s.wanted = wanted
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.settled {
+		s.settled = true
+		s.notify()
+	}
+}
+
+// listed reports whether kubelet has to know any slot, and returns a channel that is
+// closed when that may have changed. Before the capacity was set only slots that some
+// pod may hold count: the node may have left since the earlier run. Withdrawn slots
+// keep a registration until their grace is over, and are no reason to begin one.
+func (s *slots) listed(registered bool, inCheckpoint func(slot string) bool) (yes bool, changed <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, u := range s.table.Slots {
+		if s.settled || u.PodUID != "" || inCheckpoint(name) {
+			return true, s.changed
+		}
+	}
+	for name := range s.withdrawn {
+		if _, handed := s.handed[name]; registered || handed {
+			return true, s.changed
+		}
+	}
+	return false, s.changed
 }
 
 // notify wakes those who wait for a change. mu is held.

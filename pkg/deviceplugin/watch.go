@@ -99,8 +99,13 @@ func (w *socketWatch) wait(ctx context.Context, d time.Duration) (news bool, err
 	case <-time.After(d):
 		return false, nil
 	case <-w.gone:
-		return false, fmt.Errorf("watching for kubelet: directory %s was removed; mount it again and restart", filepath.Dir(w.path))
+		return false, w.lost()
 	}
+}
+
+// lost is the error when gone is closed.
+func (w *socketWatch) lost() error {
+	return fmt.Errorf("watching for kubelet: directory %s was removed; mount it again and restart", filepath.Dir(w.path))
 }
 
 // identity names the socket that is there now; nil when there is none.

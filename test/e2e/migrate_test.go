@@ -6,6 +6,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -58,7 +59,7 @@ func TestMoveANodeFromHAMi(t *testing.T) {
 		t.Fatal(err)
 	}
 	condition(t, n.Name, v1alpha1.ConditionReady, metav1.ConditionFalse)
-	slots(t, n.Name, func(n int64) bool { return n == 0 })
+	unregistered(t, n)
 
 	// With its entry, what HAMi left is named and in the way of what would need it only.
 	configure(t, n, `{"nodeconfig": [{"name": "moved", "operatingmode": "mig"}]}`)
@@ -82,6 +83,7 @@ func TestMoveANodeFromHAMi(t *testing.T) {
 	}
 	configure(t, n, `{"nodeconfig": []}`)
 	slots(t, n.Name, func(n int64) bool { return n == 0 })
+	unregistered(t, n)
 	destroyAll(t, n)
 	if err := n.Agent().Stop(ctx); err != nil {
 		t.Fatal(err)
@@ -168,6 +170,18 @@ func slots(t *testing.T, name string, enough func(int64) bool) {
 		}
 		q := node.Status.Allocatable[v1alpha1.ResourceGPU]
 		return enough(q.Value()), fmt.Errorf("kubelet says %s", q.String())
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// unregistered waits until kubelet's resource is not the agent's.
+func unregistered(t *testing.T, n *stack.Node) {
+	t.Helper()
+	err := stack.Until(t.Context(), "the end of the agent's registration on "+n.Name, func() (bool, error) {
+		sockets, err := filepath.Glob(nodePath(t, n, "/var/lib/kubelet/device-plugins/dynamig-*.sock"))
+		return err == nil && len(sockets) == 0, fmt.Errorf("it has %v, %v", sockets, err)
 	})
 	if err != nil {
 		t.Fatal(err)

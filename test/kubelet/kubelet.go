@@ -103,6 +103,7 @@ type Kubelet struct {
 	clients      map[string]*grpc.ClientConn // by socket; live streams
 	API          pluginapi.DevicePluginClient
 	options      *pluginapi.DevicePluginOptions
+	Asked        []string // sockets of all calls of Register
 	Sockets      []string // of all registrations
 	healthy, all map[string]bool
 	Lists        int  // ListAndWatch updates
@@ -224,6 +225,9 @@ func (k *Kubelet) Register(ctx context.Context, req *pluginapi.RegisterRequest) 
 	if req.Version != pluginapi.Version || req.ResourceName != Resource || !req.Options.PreStartRequired {
 		k.T.Errorf("registration is %v", req)
 	}
+	k.Mu.Lock()
+	k.Asked = append(k.Asked, req.Endpoint)
+	k.Mu.Unlock()
 	for begin := time.Now(); k.Streams() > 0; { // its end takes a moment to arrive
 		if time.Since(begin) > 5*time.Second {
 			k.T.Errorf("socket %s is registered while another stream lives", req.Endpoint)
