@@ -14,5 +14,9 @@ func (m *Monitor) Hurry(streamAge, patience, queue time.Duration) {
 // Slots are how many readers are being answered.
 func (m *Monitor) Slots() int { return len(m.watchers) + len(m.large) }
 
-// MaxLarge is the most of the latter.
-const MaxLarge = maxLarge
+// MaxLarge is how many answers of the fleet's size are written at once, MaxSmall how many
+// nodes may be in one that does not count.
+const (
+	MaxLarge = maxLarge
+	MaxSmall = maxSmall
+)

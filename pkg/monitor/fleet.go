@@ -36,6 +36,8 @@ type View struct {
 	Version uint64
 	Nodes   []*Drawn      // by name
 	Waiting []*WaitingPod // by creation
+
+	waitingJSON func() ([]byte, error) // Waiting encoded, once for all readers
 }
 
 // Drawn is a picture with the version that it is of.
@@ -206,14 +208,17 @@ func (f *Fleet) look() *View {
 	epochs := f.epochs.all()
 	next := f.view.Version + 1
 	changed := f.draw(epochs, next)
-	waiting := f.view.Waiting
+	view := &View{Version: next, Waiting: f.view.Waiting, waitingJSON: f.view.waitingJSON}
 	if epoch := epochs[""]; epoch != f.waiting || f.view.Version == 0 {
-		waiting, f.waiting, changed = f.listWaiting(), epoch, true
+		f.waiting, changed = epoch, true
+		waiting := f.listWaiting()
+		view.Waiting = waiting
+		view.waitingJSON = sync.OnceValues(func() ([]byte, error) { return json.Marshal(waiting) })
 	}
 	if !changed {
 		return f.view
 	}
-	f.view = &View{Version: next, Waiting: waiting, Nodes: make([]*Drawn, 0, len(f.entries))}
+	f.view, view.Nodes = view, make([]*Drawn, 0, len(f.entries))
 	for _, e := range f.entries {
 		f.view.Nodes = append(f.view.Nodes, e.drawn)
 	}
@@ -319,7 +324,7 @@ func (f *Fleet) podsBy(index, value string) []*v1.Pod {
 }
 
 func (f *Fleet) listWaiting() []*WaitingPod {
-	var out []*WaitingPod
+	out := []*WaitingPod{}
 	names := f.src.Pool.Names()
 	for _, pod := range f.podsBy(byWaiting, "") {
 		out = append(out, waitingPod(pod, &names))

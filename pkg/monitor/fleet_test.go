@@ -67,12 +67,9 @@ func TestNodesThatAreNoMoreAreForgotten(t *testing.T) {
 	}
 	now := f.View()
 	for since, want := range map[uint64]string{all.Version: "reset", now.Version + 1: "reset", now.Version - 1: "fleet"} {
-		msg, event, err := m.message(now, since)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if event != want || (want == "reset") != (len(msg.Nodes) == 1) || (want == "fleet") != (len(msg.Gone) == 1) {
-			t.Errorf("since %d of %d: event %s with %d nodes and %d gone, want %s", since, now.Version, event, len(msg.Nodes), len(msg.Gone), want)
+		msg := m.message(now, since)
+		if event := msg.event(); event != want || (want == "reset") != (len(msg.nodes) == 1) || (want == "fleet") != (len(msg.Gone) == 1) {
+			t.Errorf("since %d of %d: event %s with %d nodes and %d gone, want %s", since, now.Version, event, len(msg.nodes), len(msg.Gone), want)
 		}
 	}
 }

@@ -4,11 +4,13 @@
 package monitor_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"testing"
 	"time"
 
@@ -63,22 +65,55 @@ func TestReadersWhoStandStillAreCutOff(t *testing.T) {
 	eventually(t, "that all slots are free", func() bool { return m.Slots() == 0 })
 }
 
-// TestLargeAnswersAreFewAtOnce: one more reader is turned away until another leaves.
+// TestLargeAnswersAreFewAtOnce: one more reader is turned away until another leaves. A
+// stream that is sent the whole fleet is such an answer.
 func TestLargeAnswersAreFewAtOnce(t *testing.T) {
-	m := monitorOf(t, newFleet(t, 40, 0.7), everything)
+	m := monitorOf(t, newFleet(t, monitor.MaxSmall+1, 0.7), everything)
 	m.Hurry(time.Hour, time.Hour, time.Millisecond)
 	s := narrow(t, m)
 	var leave func()
-	for range monitor.MaxLarge {
-		leave = standStill(t, s, "/metrics")
+	for i := range monitor.MaxLarge {
+		leave = standStill(t, s, []string{"/metrics", "/monitor/v1/watch"}[i%2])
 	}
-	for _, path := range []string{"/metrics", "/monitor/v1/fleet"} {
+	for _, path := range []string{"/metrics", "/monitor/v1/fleet", "/monitor/v1/watch"} {
 		if got := get(t, s.URL+path, nil).StatusCode; got != http.StatusServiceUnavailable {
 			t.Errorf("%s: %d, want %d", path, got, http.StatusServiceUnavailable)
 		}
 	}
 	leave()
 	eventually(t, "a free slot", func() bool { return get(t, s.URL+"/monitor/v1/fleet", nil).StatusCode == http.StatusOK })
+}
+
+// counter counts what it is sent, and ends the request with the first part of a stream.
+type counter struct {
+	*httptest.ResponseRecorder
+	sent  uint64
+	flush func()
+}
+
+func (c *counter) Write(b []byte) (int, error) { c.sent += uint64(len(b)); return len(b), nil }
+func (c *counter) Flush()                      { c.flush() }
+
+// TestAReaderCostsNoCopyOfTheFleet: whoever reads everything gets what was encoded once for
+// all.
+func TestAReaderCostsNoCopyOfTheFleet(t *testing.T) {
+	f := newFleet(t, monitor.MaxSmall+1, 0.7)
+	for i := range 2000 {
+		f.Create(fleet.Pod{Namespace: "ns", Name: fmt.Sprintf("waiting-%d", i), GPUs: 1, MemoryMiB: 4000})
+	}
+	m := monitorOf(t, f, everything)
+	for _, path := range []string{"/monitor/v1/fleet", "/monitor/v1/watch"} {
+		eventually(t, path+" to allocate less than a fifth of what it sends", func() bool { // not at once: the pods are still being heard of
+			ctx, end := context.WithCancel(t.Context())
+			defer end()
+			out := &counter{ResponseRecorder: httptest.NewRecorder(), flush: end}
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			m.Handler(open).ServeHTTP(out, httptest.NewRequestWithContext(ctx, http.MethodGet, path, nil))
+			runtime.ReadMemStats(&after)
+			return out.sent > 800_000 && after.TotalAlloc-before.TotalAlloc < out.sent/5
+		})
+	}
 }
 
 // TestStreamsEndAndGoOn: a stream has its time, and the next one goes on after it.

@@ -4,13 +4,16 @@
 package monitor
 
 import (
+	"cmp"
 	"compress/gzip"
+	"context"
 	"embed"
 	"encoding/json"
 	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -43,9 +46,12 @@ type Monitor struct {
 // maxWatchers is how many streams of updates a replica serves at once.
 const maxWatchers = 64
 
-// maxLarge is how many answers of the fleet's size a replica writes at once: those
-// of 1000 nodes are of some 25 MB.
+// maxLarge is how many answers of the fleet's size a replica writes at once: of 1000
+// half-full nodes the pictures are of some 8 MB, the metrics of 25.
 const maxLarge = 8
+
+// maxSmall is how many nodes a stream's message may have that takes no such slot.
+const maxSmall = 40
 
 // New returns a monitor of a fleet.
 func New(cfg Config, fleet *Fleet, journal *Journal, client kubernetes.Interface) *Monitor {
@@ -101,21 +107,40 @@ func (m *Monitor) extend(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(m.patience)) // a test's recorder cannot
 }
 
+// errCrowded says that a reader has waited in vain for a slot of large.
+var errCrowded = fmt.Errorf("%d readers are being answered already", maxLarge)
+
+// enter waits for a slot of large, which leave gives back.
+func (m *Monitor) enter(ctx context.Context) (leave func(), err error) {
+	wait := time.NewTimer(m.queue)
+	defer wait.Stop()
+	select {
+	case m.large <- struct{}{}:
+		return func() { <-m.large }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-wait.C:
+		return nil, errCrowded
+	}
+}
+
+// crowded turns a reader away for the reason given.
+func crowded(w http.ResponseWriter, why string) {
+	w.Header().Set("Retry-After", "10")
+	http.Error(w, why, http.StatusServiceUnavailable)
+}
+
 // slotted lets so many requests in at once and the others wait.
 func (m *Monitor) slotted(serve http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		wait := time.NewTimer(m.queue)
-		defer wait.Stop()
-		select {
-		case m.large <- struct{}{}:
-			defer func() { <-m.large }()
-			m.extend(w)
-			serve(w, r)
-		case <-r.Context().Done():
-		case <-wait.C:
-			w.Header().Set("Retry-After", "10")
-			http.Error(w, fmt.Sprintf("%d readers are being answered already", maxLarge), http.StatusServiceUnavailable)
+		leave, err := m.enter(r.Context())
+		if err != nil {
+			crowded(w, err.Error())
+			return
 		}
+		defer leave()
+		m.extend(w)
+		serve(w, r)
 	}
 }
 
@@ -191,59 +216,22 @@ func compressed(w http.ResponseWriter, r *http.Request) (out io.Writer, done fun
 	}
 }
 
-// FleetMessage is the answer of /monitor/v1/fleet, and what /monitor/v1/watch sends: there
-// only what is newer than the version asked for.
-type FleetMessage struct {
-	Version string            `json:"version"`
-	At      time.Time         `json:"at"`
-	Nodes   []json.RawMessage `json:"nodes"`          // Picture
-	Gone    []string          `json:"gone,omitempty"` // nodes that are no more
-	Waiting []*WaitingPod     `json:"waiting"`
-}
-
-func (m *Monitor) version(n uint64) string { return m.boot + "." + strconv.FormatUint(n, 10) }
-
-// message has the nodes that are newer than since, or all where that cannot be told:
-// the event is "reset" then.
-func (m *Monitor) message(view *View, since uint64) (msg *FleetMessage, event string, err error) {
-	gone, ok := m.fleet.Gone(since)
-	event = "fleet"
-	if !ok || since == 0 || since > view.Version {
-		gone, since, event = nil, 0, "reset"
-	}
-	msg = &FleetMessage{Version: m.version(view.Version), At: m.journal.now(), Nodes: []json.RawMessage{}, Gone: gone, Waiting: view.Waiting}
-	if msg.Waiting == nil {
-		msg.Waiting = []*WaitingPod{}
-	}
-	for _, n := range view.Nodes {
-		if n.Version > since {
-			text, err := n.JSON()
-			if err != nil {
-				return nil, "", fmt.Errorf("encoding node %s: %w", n.Name, err)
-			}
-			msg.Nodes = append(msg.Nodes, text)
-		}
-	}
-	return msg, event, nil
-}
-
 func (m *Monitor) serveFleet(w http.ResponseWriter, r *http.Request) {
-	msg, _, err := m.message(m.fleet.View(), 0)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
+	out, done := answering(w, r)
+	defer done()
+	if err := m.message(m.fleet.View(), 0).write(out); err != nil {
+		panic(http.ErrAbortHandler) // as above
 	}
-	answer(w, r, msg)
 }
 
 func (m *Monitor) serveNode(w http.ResponseWriter, r *http.Request) {
-	for _, n := range m.fleet.View().Nodes {
-		if n.Name == r.PathValue("name") {
-			answer(w, r, n.Picture)
-			return
-		}
+	nodes := m.fleet.Recent(updateEvery).Nodes
+	at, ok := slices.BinarySearchFunc(nodes, r.PathValue("name"), func(n *Drawn, name string) int { return cmp.Compare(n.Name, name) })
+	if !ok {
+		http.Error(w, "there is no GPUNode of this name", http.StatusNotFound)
+		return
 	}
-	http.Error(w, "there is no GPUNode of this name", http.StatusNotFound)
+	answer(w, r, nodes[at].Picture)
 }
 
 func (m *Monitor) servePod(w http.ResponseWriter, r *http.Request) {
@@ -258,88 +246,18 @@ func (m *Monitor) servePod(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "too many stories are asked for; try again in a second", http.StatusTooManyRequests)
 		return
 	}
-	answer(w, r, m.story(r.Context(), m.fleet.View(), pod))
+	answer(w, r, m.story(r.Context(), m.fleet.Recent(updateEvery), pod))
+}
+
+// answering is where a JSON answer is written to.
+func answering(w http.ResponseWriter, r *http.Request) (out io.Writer, done func()) {
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	return compressed(w, r)
 }
 
 func answer(w http.ResponseWriter, r *http.Request, value any) {
-	w.Header().Set("Content-Type", "application/json; charset=utf-8")
-	w.Header().Set("Cache-Control", "no-store")
-	out, done := compressed(w, r)
+	out, done := answering(w, r)
 	defer done()
 	_ = json.NewEncoder(out).Encode(value) // an error means that the reader is gone
-}
-
-// updateEvery is how often a stream looks for changes.
-const updateEvery = 200 * time.Millisecond
-
-// keepAlive is how long a stream may be silent: proxies end what says nothing.
-const keepAlive = 15 * time.Second
-
-// serveWatch streams what changes as server-sent events named "fleet". A version
-// of another process, or too old, or none, is answered with everything and the event
-// "reset". A stream has its end, so that slots come free.
-func (m *Monitor) serveWatch(w http.ResponseWriter, r *http.Request) {
-	select {
-	case m.watchers <- struct{}{}:
-		defer func() { <-m.watchers }()
-	default:
-		w.Header().Set("Retry-After", "10")
-		http.Error(w, fmt.Sprintf("%d readers are watching already", maxWatchers), http.StatusServiceUnavailable)
-		return
-	}
-	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("Cache-Control", "no-store")
-	since := m.since(r.URL.Query().Get("since"))
-	flush := http.NewResponseController(w)
-	tick := time.NewTicker(updateEvery)
-	defer tick.Stop()
-	end := time.NewTimer(m.streamAge)
-	defer end.Stop()
-	last := time.Now()
-	for first := true; ; first = false {
-		view := m.fleet.Recent(updateEvery)
-		m.extend(w)
-		switch {
-		case view.Version != since:
-			msg, event, err := m.message(view, since)
-			if err == nil {
-				err = writeEvent(w, event, msg)
-			}
-			if err != nil || flush.Flush() != nil {
-				return
-			}
-			since, last = view.Version, time.Now()
-		case first || time.Since(last) > keepAlive:
-			if _, err := io.WriteString(w, ": nothing new\n\n"); err != nil || flush.Flush() != nil {
-				return
-			}
-			last = time.Now()
-		}
-		select {
-		case <-r.Context().Done():
-			return
-		case <-end.C:
-			return
-		case <-tick.C:
-		}
-	}
-}
-
-// since reads a version that this process has given out; 0 for any other.
-func (m *Monitor) since(text string) uint64 {
-	boot, number, _ := strings.Cut(text, ".")
-	n, err := strconv.ParseUint(number, 10, 64)
-	if err != nil || boot != m.boot {
-		return 0
-	}
-	return n
-}
-
-func writeEvent(w io.Writer, event string, value any) error {
-	text, err := json.Marshal(value)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(w, "event: %s\ndata: %s\n\n", event, text)
-	return err
 }

@@ -147,7 +147,7 @@ func TestWaitingPods(t *testing.T) {
 	f.Create(fleet.Pod{Namespace: "ns", Name: "stray", GPUs: 1, Node: "n"})
 	waiting := func(want ...string) func() bool {
 		return func() bool {
-			var m monitor.FleetMessage
+			var m message
 			get(t, url+"/monitor/v1/fleet", &m)
 			var got []string
 			for _, w := range m.Waiting {
