@@ -6,6 +6,7 @@ package agent
 import (
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -773,19 +774,21 @@ func TestStopDoesNotWaitForEverForACall(t *testing.T) {
 func TestGPUThatIsExcludedAndBackHasOneWorkerStill(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		release := make(chan struct{})
-		running := 0
+		var running atomic.Int32
 		b.wrapCreate(func() {
-			if running++; running > 1 {
+			if running.Add(1) > 1 {
 				t.Error("two calls for one GPU at the same time")
 			}
 			<-release
-			running--
+			running.Add(-1)
 		})
 		b.restart()
 		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})
-		b.reconfigure(`{"nodeconfig": [{"name": "node1", "operatingmode": "mig", "filterdevices": {"index": [0]}}]}`)
-		b.reconfigure(nodeConfig)
-		b.sleep(time.Minute)
+		for range 3 { // so that one is stopped while it waits for the one before
+			b.reconfigure(`{"nodeconfig": [{"name": "node1", "operatingmode": "mig", "filterdevices": {"index": [0]}}]}`)
+			b.reconfigure(nodeConfig)
+			b.sleep(time.Minute)
+		}
 		close(release)
 		b.mustPrepare("a")
 		b.expect(0, "2g.10gb@0")

@@ -120,7 +120,7 @@ func (a *Agent) becomeReady(ctx context.Context) {
 // waitForWorkers waits for driver calls to return, but not for ever.
 func (a *Agent) waitForWorkers(ctx context.Context) {
 	a.mu.Lock()
-	workers := slices.Collect(maps.Values(a.workers))
+	workers := slices.AppendSeq(slices.Collect(maps.Values(a.workers)), maps.Values(a.retired))
 	a.mu.Unlock()
 	patient := time.After(a.config.Timing.Stop)
 	for _, w := range workers {
@@ -251,7 +251,7 @@ func (a *Agent) workerFor(ctx context.Context, gpu nvml.GPU, mode string, reload
 		serial:   make(chan struct{}, 1),
 	}
 	if old := a.retired[gpu.ID]; old != nil {
-		w.after = old.done
+		w.after, w.serial = old.done, old.serial
 		delete(a.retired, gpu.ID)
 	}
 	a.workers[gpu.ID] = w

@@ -48,7 +48,7 @@ type worker struct {
 	done  chan struct{} // closed when run has returned
 	after chan struct{} // run begins when it is closed: the GPU had a worker before; may be nil
 
-	serial chan struct{} // with room for one; full over each driver call that names the GPU (I5)
+	serial chan struct{} // with room for one; full over each driver call that names the GPU (I5), by any worker
 
 	mu      sync.Mutex // guards what follows
 	gpu     nvml.GPU
@@ -102,11 +102,10 @@ func (w *worker) run(ctx context.Context) {
 	defer close(w.done)
 	ctx = klog.NewContext(ctx, klog.LoggerWithValues(klog.FromContext(ctx), "gpu", w.id))
 	if w.after != nil {
-		select {
-		case <-ctx.Done():
-			return
-		case <-w.after:
-		}
+		<-w.after // however long: done also says that no worker before this one runs
+	}
+	if ctx.Err() != nil {
+		return
 	}
 	w.ears.Go(func() { w.watchXIDs(ctx) })
 	timer := time.NewTimer(0)
