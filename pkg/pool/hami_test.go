@@ -20,6 +20,7 @@ import (
 type hamiCase struct {
 	Name        string            `json:"name"`
 	Limits      string            `json:"limits"`
+	Requests    string            `json:"requests"`
 	Other       map[string]string `json:"other"` // limits by their whole names
 	Annotations map[string]string `json:"annotations"`
 	Config      hamiConfig        `json:"config"`
@@ -47,6 +48,9 @@ type hamiConfig struct {
 	ResourceCountName  string `json:"resourceCountName"`
 	ResourceMemoryName string `json:"resourceMemoryName"`
 	ResourceCoreName   string `json:"resourceCoreName"`
+
+	ResourceMemoryPercentageName string `json:"resourceMemoryPercentageName"`
+	ResourcePriorityName         string `json:"resourcePriorityName"`
 }
 
 func (c hamiConfig) options() Options {
@@ -59,22 +63,29 @@ func (c hamiConfig) options() Options {
 	rename(&names.Count, c.ResourceCountName)
 	rename(&names.Memory, c.ResourceMemoryName)
 	rename(&names.Cores, c.ResourceCoreName)
+	rename(&names.MemoryPercentage, c.ResourceMemoryPercentageName)
+	rename(&names.Priority, c.ResourcePriorityName)
 	return Options{Names: names, Defaults: v1alpha1.RequestDefaults{MemoryMiB: c.DefaultMemory, Cores: c.DefaultCores, MemoryFactor: c.MemoryFactor}}
 }
 
-// TestRequestsAsHAMiDocumentsThem goes through every row of the table.
-func TestRequestsAsHAMiDocumentsThem(t *testing.T) {
+func hamiCases(t *testing.T) (cases []hamiCase) {
+	t.Helper()
 	text, err := os.ReadFile("testdata/hami-requests.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var cases []hamiCase
 	if err := yaml.UnmarshalStrict(text, &cases); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range cases {
+	return cases
+}
+
+// TestRequestsAsHAMiDocumentsThem goes through every row of the table.
+func TestRequestsAsHAMiDocumentsThem(t *testing.T) {
+	for _, c := range hamiCases(t) {
 		t.Run(c.Name, func(t *testing.T) {
 			p := pod("p").wants("c", c.Limits)
+			p.Spec.Containers[0].Resources.Requests = pod("q").wants("c", c.Requests).Spec.Containers[0].Resources.Limits
 			for name, value := range c.Other {
 				p.Spec.Containers[0].Resources.Limits[v1.ResourceName(name)] = resource.MustParse(value)
 			}
@@ -89,6 +100,50 @@ func TestRequestsAsHAMiDocumentsThem(t *testing.T) {
 				c.check(t, r)
 			}
 		})
+	}
+}
+
+// TestEveryNameHasRows: each resource and annotation of a request has a row where it is
+// good, and one where it is refused, by its name.
+func TestEveryNameHasRows(t *testing.T) {
+	good, refused := map[string]bool{}, map[string]bool{}
+	for _, c := range hamiCases(t) {
+		for _, field := range strings.Fields(c.Limits + " " + c.Requests) {
+			name, _, _ := strings.Cut(field, "=")
+			good["nvidia.com/"+name] = good["nvidia.com/"+name] || c.Error == ""
+		}
+		for name := range c.Annotations {
+			good[name] = good[name] || c.Error == ""
+		}
+		for _, word := range strings.Fields(c.Error) {
+			refused[strings.Trim(word, ":;")] = true
+		}
+	}
+	names := v1alpha1.DefaultResources()
+	for _, name := range append(names.RequestOnly(), names.Count,
+		v1alpha1.AnnotationMode, v1alpha1.AnnotationUseUUID, v1alpha1.AnnotationNoUseUUID, v1alpha1.AnnotationUseType, v1alpha1.AnnotationNoUseType,
+		v1alpha1.AnnotationNUMABind, v1alpha1.AnnotationNodePolicy, v1alpha1.AnnotationGPUPolicy, v1alpha1.AnnotationWeights) {
+		anyText := name == v1alpha1.AnnotationUseType || name == v1alpha1.AnnotationNoUseType
+		if !good[string(name)] || !refused[string(name)] && !anyText {
+			t.Errorf("%s: a good row %v, a refused one %v; want both", name, good[string(name)], refused[string(name)])
+		}
+	}
+}
+
+// TestReasonsAreDocumented: what the documentation has in the place of HAMi's reasons is
+// what is said.
+func TestReasonsAreDocumented(t *testing.T) {
+	text, err := os.ReadFile("../../docs/hami-differences.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, reason := range []string{
+		ReasonNoMode, ReasonNotSelected, ReasonNotOffered, reasonsBy[share].full, reasonsBy[share].never,
+		reasonsBy[mig].full, reasonsBy[mig].never, reasonsBy[mig|share].full,
+	} {
+		if !strings.Contains(string(text), "`"+strings.TrimSpace(reason)) {
+			t.Errorf("docs/hami-differences.md does not have the reason %q", reason)
+		}
 	}
 }
 

@@ -116,6 +116,13 @@ func quantity(c *v1.Container, name v1.ResourceName) int64 {
 	return q.Value()
 }
 
+// given reports whether a container says anything of a resource, be it 0.
+func given(c *v1.Container, name v1.ResourceName) bool {
+	_, limit := c.Resources.Limits[name]
+	_, request := c.Resources.Requests[name]
+	return limit || request
+}
+
 // Parse reads a pod's request; nil when it asks for none of our resources. The
 // error is an *InvalidError: the pod must be changed.
 //
@@ -283,16 +290,18 @@ func (b *requestBuilder) parse(c *v1.Container) (geometry.Want, int, error) {
 		return none, 0, invalid("container %q: %s is %d; use 1 to 100", c.Name, n.MemoryPercentage, percent)
 	case cores > 100:
 		return none, 0, invalid("container %q: %s is %d; use 0 to 100", c.Name, n.Cores, cores)
+	case quantity(c, n.Priority) > 1:
+		return none, 0, invalid("container %q: %s is %d; use 0, which is high, or 1", c.Name, n.Priority, quantity(c, n.Priority))
 	case memory > math.MaxInt32/factor:
 		return none, 0, invalid("container %q: %s is %d MiB; no GPU has that much (the unit is MiB, without a suffix)",
 			c.Name, n.Memory, memory)
 	}
 	b.asked += count
 	want := geometry.Want{Strict: b.opts.StrictMemory, Oversize: !b.opts.NoOversize}
-	if memory == 0 && percent == 0 && cores == 0 {
+	if memory == 0 && percent == 0 {
 		memory, factor = int64(b.opts.Defaults.MemoryMiB), 1
 	}
-	if cores == 0 && (memory > 0 || percent > 0) && percent < 100 {
+	if !given(c, n.Cores) && (memory > 0 || percent > 0) && percent < 100 {
 		cores = int64(b.opts.Defaults.Cores)
 	}
 	switch {

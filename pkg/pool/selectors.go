@@ -25,8 +25,13 @@ func (s *Selectors) parse(annotations map[string]string) error {
 	s.NoUUIDs = listOf(annotations[v1alpha1.AnnotationNoUseUUID])
 	s.Types = listOf(strings.ToLower(annotations[v1alpha1.AnnotationUseType]))
 	s.NoTypes = listOf(strings.ToLower(annotations[v1alpha1.AnnotationNoUseType]))
-	text, ok := annotations[v1alpha1.AnnotationNUMABind]
-	if !ok || text == "" {
+	for _, key := range []string{v1alpha1.AnnotationUseUUID, v1alpha1.AnnotationNoUseUUID} {
+		if uuids := listOf(annotations[key]); len(uuids) > 0 && !slices.ContainsFunc(uuids, isUUID) {
+			return invalid("annotation %s is %q; write UUIDs of GPUs as nvidia-smi -L prints them, GPU-...", key, annotations[key])
+		}
+	}
+	text := annotations[v1alpha1.AnnotationNUMABind]
+	if text == "" {
 		return nil
 	}
 	var err error
@@ -52,6 +57,10 @@ func checkLists(annotations map[string]string) error {
 	}
 	return nil
 }
+
+// isUUID reports whether a GPU can have a UUID. Those of MIG instances, which are made
+// for pods, and indexes are no UUIDs of GPUs.
+func isUUID(text string) bool { return strings.HasPrefix(text, "GPU-") }
 
 // listOf splits at commas; empty parts are left out.
 func listOf(text string) []string {
