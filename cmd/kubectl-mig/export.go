@@ -22,8 +22,8 @@ func newExportCommand(s *screen, a *access) *cobra.Command {
 		Short: "Write what a node's GPUs are cut into, in mig-parted's format",
 		Long: `Writes the modes and instances that the node's agent reports as a configuration of
 NVIDIA's mig-parted, to hand the node back to it. GPUs that the agent leaves alone are
-left out. For a node that runs it is a moment's picture: instances come and go with
-pods.`,
+left out, and with a comment instances that no compute instance spans. For a node that
+runs it is a moment's picture: instances come and go with pods.`,
 		Example: `  kubectl mig export node1 > node1.yaml
   nvidia-mig-parted assert -f node1.yaml -c current    # on the node`,
 		Args: checked(func(_ *cobra.Command, args []string) error {

@@ -217,7 +217,7 @@ func (a *Agent) employ(ctx context.Context, inv *inventory, gpus []nvml.GPU, ent
 
 // configName is what the configuration knows a GPU by.
 func configName(gpu nvml.GPU) config.GPUName {
-	return config.GPUName{UUID: string(gpu.ID), Index: int32(gpu.Index), PCI: gpu.PCIDeviceID}
+	return config.GPUName{UUID: string(gpu.ID), Index: int32(gpu.Index), PCI: gpu.PCIDeviceID, Board: gpu.PCISubsystem, NoMIG: !gpu.MIGCapable}
 }
 
 func namesOf(gpus []nvml.GPU) []config.GPUName {

@@ -39,7 +39,7 @@ type MIGParted struct {
 type MIGPartedItem struct {
 	Line int // of the item, from 1
 
-	Filter  []string // PCI ids, "0x20B010DE"; empty for all
+	Filter  []string // PCI ids, "0x20B010DE" or with the board's "0x20B010DE:0x144E10DE"; empty for all
 	Devices []int32  // NVML's indexes; nil for all
 	Enabled bool     // MIG mode
 
@@ -53,12 +53,21 @@ type GPUName struct {
 	UUID  string
 	Index int32  // NVML's order
 	PCI   string // device and vendor, "0x20B010DE"; empty where unknown
+	Board string // the same of the board, which PCI calls the subsystem
+	NoMIG bool   // the GPU cannot do MIG
 }
 
-// selects reports whether the item is about a GPU.
+// has reports whether a PCI id of a filter is the GPU's.
+func (g GPUName) has(id string) bool {
+	id, board, byBoard := strings.Cut(id, ":")
+	return strings.EqualFold(id, g.PCI) && (!byBoard || strings.EqualFold(board, g.Board))
+}
+
+// selects reports whether the item is about a GPU. With MIG on, "devices: all" is about
+// those that can do MIG: mig-parted skips the others.
 func (i *MIGPartedItem) selects(g GPUName) bool {
-	return (len(i.Filter) == 0 || slices.ContainsFunc(i.Filter, func(id string) bool { return strings.EqualFold(id, g.PCI) })) &&
-		(i.Devices == nil || slices.Contains(i.Devices, g.Index))
+	named := slices.Contains(i.Devices, g.Index) || i.Devices == nil && !(i.Enabled && g.NoMIG)
+	return named && (len(i.Filter) == 0 || slices.ContainsFunc(i.Filter, g.has))
 }
 
 // mode is the operating mode that the item stands for.
@@ -139,7 +148,9 @@ func (r *migPartedReader) item(v at) MIGPartedItem {
 	return i
 }
 
-var pciID = regexp.MustCompile(`^0[xX][0-9A-Fa-f]{8}$`)
+// pciID is device and vendor, and those of the board after a colon, which mig-parted
+// reads since 0.15.
+var pciID = regexp.MustCompile(`^0[xX][0-9A-Fa-f]{8}(:0[xX][0-9A-Fa-f]{8})?$`)
 
 func (r *migPartedReader) filter(dst *[]string) func(at) {
 	one := func(v at) {
@@ -260,8 +271,10 @@ func (d *Device) Cut(e *NodeEntry, model string, gpus []GPUName) (*Device, []str
 
 // EncodeMIGParted writes what a node's GPUs are cut into as a configuration of
 // mig-parted with this name: what `nvidia-mig-parted assert` is meant to agree with,
-// which was not tried with that program. Every instance counts, whoever made it. GPUs
-// that the agent leaves alone are left out, so that mig-parted leaves them alone, too.
+// which was not tried with that program. Every instance counts, whoever made it, that one
+// compute instance spans: mig-parted counts compute instances, and a comment tells of
+// others. GPUs that the agent leaves alone are left out, so that mig-parted leaves them
+// alone, too.
 func EncodeMIGParted(name string, status *v1alpha1.GPUNodeStatus) ([]byte, error) {
 	type item struct {
 		Devices []int32          `yaml:"devices,flow"`
@@ -269,15 +282,19 @@ func EncodeMIGParted(name string, status *v1alpha1.GPUNodeStatus) ([]byte, error
 		Layout  map[string]int32 `yaml:"mig-devices"`
 	}
 	items := []item{}
+	var out bytes.Buffer
 	for i := range status.GPUs {
 		gpu := &status.GPUs[i]
 		next := item{Devices: []int32{gpu.Index}, Enabled: gpu.Mode.Current == v1alpha1.ModeMIG, Layout: map[string]int32{}}
 		for _, in := range gpu.Instances {
-			profile := nameOf(status.Model(gpu.Model), in.ProfileID)
-			if profile == "" {
+			switch profile := nameOf(status.Model(gpu.Model), in.ProfileID); {
+			case profile == "":
 				return nil, fmt.Errorf("GPU %d has an instance of profile %d at %d, which its model %s does not list", gpu.Index, in.ProfileID, in.Start, gpu.Model)
+			case in.UUID == "":
+				fmt.Fprintf(&out, "# GPU %d: %s at %d is left out, since no compute instance spans it.\n", gpu.Index, profile, in.Start)
+			default:
+				next.Layout[profile]++
 			}
-			next.Layout[profile]++
 		}
 		same := slices.IndexFunc(items, func(o item) bool { return o.Enabled == next.Enabled && maps.Equal(o.Layout, next.Layout) })
 		if same >= 0 {
@@ -289,7 +306,6 @@ func EncodeMIGParted(name string, status *v1alpha1.GPUNodeStatus) ([]byte, error
 	if len(items) == 0 {
 		return nil, fmt.Errorf("the node's agent manages no GPU")
 	}
-	var out bytes.Buffer
 	enc := yaml.NewEncoder(&out)
 	enc.SetIndent(2)
 	err := enc.Encode(struct {

@@ -44,7 +44,7 @@ func TestMIGPartedSaysModesAndLayouts(t *testing.T) {
 	const a100PCI, h100PCI = "0x20B010DE", "0x233010DE"
 	for _, tt := range []struct {
 		name, entry string
-		pci         []string // of the node's GPUs, by index
+		pci         []string // of the node's GPUs, by index; with the board's after a colon; "no MIG" for one that cannot do it
 		product     string
 		modes       string // by index; - for one that is left alone
 		offers      string
@@ -71,6 +71,14 @@ func TestMIGPartedSaysModesAndLayouts(t *testing.T) {
 			"- -", "Hardware", nil},
 		{"unless the entry has a mode for it", `"migconfig": "all-balanced", "operatingmode": "hami-core"`, []string{"0x123410DE", a100PCI}, a100,
 			"hami-core mig", "Templates: 2x1g.5gb(4864)+1x2g.10gb(9984)+1x3g.20gb(20096)", nil},
+		{"by the board, too", `"migconfig": "by-board"`, []string{a100PCI + ":0x144e10DE", a100PCI + ":0x144F10DE", a100PCI, a100PCI + ":0x145010DE"}, a100,
+			"mig hami-core - -", "Templates: 7x1g.5gb(4864)", nil},
+		{"variants of a profile", `"migconfig": "variants"`, []string{"0x2BB510DE"}, "NVIDIA RTX PRO 6000 Blackwell Server Edition",
+			"mig", "Templates: 1x1g.24gb+me.all(24192)+3x1g.24gb-me(24192)", nil},
+		{"all means those that can do MIG", `"migconfig": "all-1g.5gb"`, []string{"no MIG", a100PCI}, a100,
+			"- mig", "Templates: 7x1g.5gb(4864)", nil},
+		{"and all where MIG is off", `"migconfig": "all-disabled"`, []string{"no MIG", a100PCI}, a100,
+			"hami-core hami-core", "Hardware", nil},
 		{"by index", `"migconfig": "by-index"`, []string{a100PCI, a100PCI, a100PCI, a100PCI, a100PCI}, a100,
 			"hami-core hami-core mig mig -", "Templates: 7x1g.5gb(4864), 2x3g.20gb(20096)", []string{
 				"mig-configs.by-index (mig.yaml:39,43) has 2 layouts for GPUs of model NVIDIA A100-SXM4-40GB; each of them may have any one of these."}},
@@ -86,7 +94,8 @@ func TestMIGPartedSaysModesAndLayouts(t *testing.T) {
 			var modes []string
 			var cut []GPUName
 			for i, pci := range tt.pci {
-				gpu := GPUName{UUID: "GPU-x", Index: int32(i), PCI: pci}
+				gpu := GPUName{UUID: "GPU-x", Index: int32(i), NoMIG: pci == "no MIG"}
+				gpu.PCI, gpu.Board, _ = strings.Cut(pci, ":")
 				mode, why := e.ModeOf(gpu)
 				if why != "" {
 					mode = "-"
@@ -271,8 +280,9 @@ func TestMIGPartedRoundTrip(t *testing.T) {
 		Models: []v1alpha1.GPUModel{{Model: a100, Grid: grid, Profiles: profiles}},
 		GPUs: []v1alpha1.GPU{
 			{Index: 0, Model: a100, Mode: v1alpha1.GPUMode{Current: "mig"}, Instances: []v1alpha1.Instance{
-				{ProfileID: id("1g.5gb"), Start: 0, State: v1alpha1.InstanceLive}, {ProfileID: id("1g.5gb"), Start: 1, State: v1alpha1.InstanceIdle},
-				{ProfileID: id("3g.20gb"), Start: 4, State: v1alpha1.InstanceForeign}}},
+				{ProfileID: id("1g.5gb"), Start: 0, UUID: "MIG-0", State: v1alpha1.InstanceLive}, {ProfileID: id("1g.5gb"), Start: 1, UUID: "MIG-1", State: v1alpha1.InstanceIdle},
+				{ProfileID: id("2g.10gb"), Start: 2, CI: 1, State: v1alpha1.InstanceForeign}, // in parts
+				{ProfileID: id("3g.20gb"), Start: 4, UUID: "MIG-4", State: v1alpha1.InstanceForeign}}},
 			{Index: 1, Model: a100, Mode: v1alpha1.GPUMode{Current: "mig"}},
 			{Index: 2, Model: "Tesla V100", Mode: v1alpha1.GPUMode{Current: "hami-core"}},
 			{Index: 5, Model: a100, Mode: v1alpha1.GPUMode{Current: "mig"}},
@@ -283,10 +293,17 @@ func TestMIGPartedRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string][]MIGPartedItem{"current": {
-		{Line: 4, Devices: []int32{0}, Enabled: true, Layout: []GeometryEntry{{Name: "1g.5gb", Count: 2}, {Name: "3g.20gb", Count: 1}}},
-		{Line: 9, Devices: []int32{1, 5}, Enabled: true},
-		{Line: 12, Devices: []int32{2}},
+		{Line: 5, Devices: []int32{0}, Enabled: true, Layout: []GeometryEntry{{Name: "1g.5gb", Count: 2}, {Name: "3g.20gb", Count: 1}}},
+		{Line: 10, Devices: []int32{1, 5}, Enabled: true},
+		{Line: 13, Devices: []int32{2}},
 	}}
+	const left = "# GPU 0: 2g.10gb at 2 is left out, since no compute instance spans it.\nversion: v1\n"
+	if !strings.HasPrefix(string(text), left) {
+		t.Errorf("the export does not begin with %q:\n%s", left, text)
+	}
+	if rule := breaks(string(text)); rule != "" {
+		t.Errorf("the export breaks %s:\n%s", rule, text)
+	}
 	got := migParted(t, string(text)).Configs
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("want (-), got (+):\n%s\n%s", diff, text)
@@ -309,6 +326,11 @@ func FuzzParseMIGParted(f *testing.F) {
 		m, err := ParseMIGParted("f", data)
 		if (m == nil) != (err != nil) {
 			t.Fatalf("ParseMIGParted = %v, %v; want one of the two", m, err)
+		}
+		if m != nil && !strings.Contains(string(data), "ConfigMap") {
+			if rule := breaks(string(data)); rule != "" {
+				t.Fatalf("a file is read that breaks %s of mig-parted's rules", rule)
+			}
 		}
 	})
 }
