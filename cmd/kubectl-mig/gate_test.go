@@ -49,6 +49,10 @@ func TestWhatIsNotAboutGPUs(t *testing.T) {
 			if err := unstructured.SetNestedField(api.object(t, "Node", "node2"), "7", "status", "allocatable", "nvidia.com/gpu"); err != nil {
 				t.Fatal(err)
 			}
+			// As kubelet leaves it when a plugin has gone.
+			if err := unstructured.SetNestedField(api.object(t, "Node", "node2"), "0", "status", "allocatable", "nvidia.com/gpu.shared"); err != nil {
+				t.Fatal(err)
+			}
 			wide := look{"", 400, false, true}
 			explained := runOn(t, wide, "explain", "pod", "asks", "--kubeconfig="+kubeconfig)
 			api.remove("Pod", "asks")

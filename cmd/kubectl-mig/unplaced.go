@@ -66,8 +66,8 @@ func (v *survey) foreignResource(pod *v1.Pod) v1.ResourceName {
 		}
 		offered := false
 		for _, n := range v.nodes {
-			_, has := n.Status.Allocatable[name]
-			offered = offered || has
+			q := n.Status.Allocatable[name] // 0 is left of a device plugin that has gone
+			offered = offered || !q.IsZero()
 		}
 		if !offered {
 			return name

@@ -4,6 +4,7 @@
 package stack
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,7 +77,7 @@ func (s *Stack) Agree(ctx context.Context, pod *v1.Pod) error {
 	if err != nil {
 		return err
 	}
-	if err := a.Owns(pod, pod.Spec.NodeName); err != nil {
+	if err := a.OwnsCounted(pod, pod.Spec.NodeName, cmp.Or(s.Count, v1alpha1.ResourceGPU)); err != nil {
 		return err
 	}
 	node, err := s.Node(pod.Spec.NodeName)

@@ -86,9 +86,9 @@ func (s *Stack) node(inner *cluster.Node) (*Node, error) {
 	return &Node{Node: inner, SimRoot: root, stack: s}, nil
 }
 
-// StartAgent starts the agent as the DaemonSet describes it, with a token bound to
-// the node. The nodes of a machine share its ports, so the agent's is any.
-func (n *Node) StartAgent(ctx context.Context) error {
+// StartAgent starts the agent as the DaemonSet describes it, with more flags and a token
+// bound to the node. The nodes of a machine share its ports, so the agent's is any.
+func (n *Node) StartAgent(ctx context.Context, flags ...string) error {
 	d, err := n.stack.daemonSet(ctx)
 	if err != nil {
 		return err
@@ -102,7 +102,8 @@ func (n *Node) StartAgent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = n.Start(agentProcess, append(p.argv, "--kubeconfig="+kubeconfig, "--listen=127.0.0.1:0"), p.env)
+	argv := append(p.argv, "--kubeconfig="+kubeconfig, "--listen=127.0.0.1:0")
+	_, err = n.Start(agentProcess, append(argv, flags...), p.env)
 	return err
 }
 
@@ -148,10 +149,15 @@ func (n *Node) Homes() ([]string, error) {
 // Agent is the agent's process.
 func (n *Node) Agent() *cluster.Process { return n.Process(agentProcess) }
 
+// ConfigFile is the path of a file of the agent's configuration.
+func (n *Node) ConfigFile(name string) string {
+	return filepath.Join(n.stack.Cluster.Dir(), "config", agentProcess+n.Name, name)
+}
+
 // WriteConfig replaces a file of the agent's configuration, as kubelet would after
 // a change of the ConfigMap.
 func (n *Node) WriteConfig(file, text string) error {
-	path := filepath.Join(n.stack.Cluster.Dir(), "config", agentProcess+n.Name, file)
+	path := n.ConfigFile(file)
 	if err := os.WriteFile(path+".new", []byte(text), 0o644); err != nil {
 		return err
 	}
@@ -160,7 +166,7 @@ func (n *Node) WriteConfig(file, text string) error {
 
 // ReadConfig reads a file of the agent's configuration.
 func (n *Node) ReadConfig(file string) (string, error) {
-	text, err := os.ReadFile(filepath.Join(n.stack.Cluster.Dir(), "config", agentProcess+n.Name, file))
+	text, err := os.ReadFile(n.ConfigFile(file))
 	return string(text), err
 }
 

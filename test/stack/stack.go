@@ -50,6 +50,9 @@ type Stack struct {
 	GPUs    versioned.Interface
 
 	cfg Config
+
+	// Count is the resource that counts devices; HAMi's where it is empty.
+	Count v1.ResourceName
 }
 
 // Up starts the cluster, applies the manifests and starts the scheduler. There are
