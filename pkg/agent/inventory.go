@@ -164,12 +164,24 @@ func (a *Agent) arrange(ctx context.Context, l *lister) error {
 	inv.resolve(settings, entry)
 	if configured {
 		inv.mismatches.Remarks = append(inv.mismatches.Remarks, entry.Stray(namesOf(l.last.gpus))...)
+		inv.mismatches.Remarks = append(inv.mismatches.Remarks, inv.strayCordon(l.last.gpus)...)
 	}
 	a.mu.Lock()
 	a.inventory = inv
 	a.mu.Unlock()
 	a.owners.setGrounds(inv.grounds(excluded))
 	return failure
+}
+
+// strayCordon says what the Node's annotation names that is none of its GPUs.
+func (inv *inventory) strayCordon(gpus []nvml.GPU) (remarks []string) {
+	for _, uuid := range inv.cordoned {
+		if uuid != "" && !slices.ContainsFunc(gpus, func(g nvml.GPU) bool { return string(g.ID) == uuid }) {
+			remarks = append(remarks, fmt.Sprintf("annotation %s of the Node names %s, which is the UUID of none of its %d GPUs that answer.",
+				v1alpha1.AnnotationCordon, uuid, len(gpus)))
+		}
+	}
+	return remarks
 }
 
 // entry is the configuration's entry for this node.

@@ -21,6 +21,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/config"
+	"github.com/dynamig/dynamig/pkg/hamicore"
 	"github.com/dynamig/dynamig/pkg/nvml"
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
 )
@@ -284,6 +286,34 @@ func TestGPUsChangeTheirModeWhenIdle(t *testing.T) {
 	})
 }
 
+// TestContainerSpeaksToTheLibrary: HAMi's variables of a container, and what is none of
+// their values, which leaves it as it would be without.
+func TestContainerSpeaksToTheLibrary(t *testing.T) {
+	forced := config.DefaultDevice()
+	forced.GPUCorePolicy = "force"
+	for _, tc := range []struct {
+		name, value string // of the variable; the pod's own reach it in any case
+		want        hamicore.Home
+	}{
+		{"CUDA_DISABLE_CONTROL", "true", hamicore.Home{NoPreload: true, LogLevel: "1", CorePolicy: "force", Priority: "1"}},
+		{"CUDA_DISABLE_CONTROL", "false", hamicore.Home{LogLevel: "1", CorePolicy: "force", Priority: "1"}},
+		{"CUDA_DISABLE_CONTROL", "yes", hamicore.Home{LogLevel: "1", CorePolicy: "force", Priority: "1"}},
+		{"CUDA_DISABLE_CONTROL", "", hamicore.Home{LogLevel: "1", CorePolicy: "force", Priority: "1"}},
+		{"GPU_CORE_UTILIZATION_POLICY", "default", hamicore.Home{LogLevel: "1", Priority: "1"}},
+		{"LIBCUDA_LOG_LEVEL", "9", hamicore.Home{CorePolicy: "force", Priority: "1"}},
+		{"CUDA_TASK_PRIORITY", "0", hamicore.Home{LogLevel: "1", CorePolicy: "force"}},
+		{"CUDA_DEVICE_MEMORY_LIMIT_0", "0", hamicore.Home{LogLevel: "1", CorePolicy: "force", Priority: "1"}}, // set after it by the runtime
+	} {
+		c := &v1.Container{Env: []v1.EnvVar{{Name: tc.name, Value: tc.value}}}
+		c.Resources.Limits = v1.ResourceList{v1alpha1.ResourcePriority: resource.MustParse("1")}
+		var got hamicore.Home
+		(&grounds{device: forced}).tell(&got, c)
+		if diff := cmp.Diff(tc.want, got); diff != "" {
+			t.Errorf("%s=%s (-want +got):\n%s", tc.name, tc.value, diff)
+		}
+	}
+}
+
 // TestCordonedGPU takes no new pods and keeps those that it has.
 func TestCordonedGPU(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
@@ -303,6 +333,7 @@ func TestCordonedGPU(t *testing.T) {
 		cordon("GPU-x, " + b.gpus[0])
 		s := b.status()
 		b.expectText("reason", s.GPUs[0].Reason, "annotation hami.io/device-cordon of the Node keeps new pods away")
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigRemarks), "annotation hami.io/device-cordon of the Node names GPU-x, which is the UUID of none of its 2 GPUs that answer.")
 		if s.GPUs[1].Reason != "" {
 			t.Errorf("GPU 1: %s", s.GPUs[1].Reason)
 		}
