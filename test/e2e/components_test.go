@@ -20,22 +20,27 @@ import (
 )
 
 // TestComponentsAreAccepted: each component alone over the base, all together, and the
-// kustomization of docs/migrate-from-hami.md are what a real API server takes.
+// kustomizations of the guides are what a real API server takes.
 func TestComponentsAreAccepted(t *testing.T) {
 	prometheusKinds(t)
 	dirs, err := filepath.Glob("../../manifests/components/*")
 	if err != nil || len(dirs) == 0 {
 		t.Fatalf("no components: %v", err)
 	}
-	guide, err := os.ReadFile("../../docs/migrate-from-hami.md")
-	if err != nil {
-		t.Fatal(err)
+	cases := map[string]string{}
+	for guide, want := range map[string]int{"migrate-from-hami.md": 2, "device-configuration.md": 1} {
+		text, err := os.ReadFile("../../docs/" + guide)
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks := regexp.MustCompile("(?s)```yaml\n(# kustomization.yaml of the cluster.*?)```").FindAllSubmatch(text, -1)
+		if len(blocks) != want {
+			t.Fatalf("docs/%s has %d kustomizations, want %d", guide, len(blocks), want)
+		}
+		for i, block := range blocks {
+			cases[fmt.Sprintf("%s, %d", guide, i)] = string(block[1])
+		}
 	}
-	block := regexp.MustCompile("(?s)```yaml\n(# kustomization.yaml of the cluster\n.*?)```").FindSubmatch(guide)
-	if block == nil {
-		t.Fatal("docs/migrate-from-hami.md has no kustomization")
-	}
-	cases := map[string]string{"the guide": string(block[1])}
 	var all []string
 	for _, d := range dirs {
 		name := "manifests/components/" + filepath.Base(d)
@@ -56,6 +61,11 @@ func TestComponentsAreAccepted(t *testing.T) {
 		text = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n" + strings.ReplaceAll(text, " manifests/", " "+up+"/manifests/")
 		if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
+		}
+		for _, file := range []string{"device-config.yaml", "config.json", "mig-parted.yaml"} { // of the guides
+			if err := os.WriteFile(filepath.Join(dir, file), []byte("{}"), 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if out, err := st.Cluster.Kubectl(t.Context(), "apply", "--dry-run=server", "-k", dir); err != nil {
 			t.Errorf("%s: %v\n%s", name, err, out)

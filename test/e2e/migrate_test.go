@@ -6,7 +6,10 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -91,6 +94,50 @@ func TestMoveANodeFromHAMi(t *testing.T) {
 	leftovers(t, n, "3g.20gb", 0, 4) // as HAMi would go on
 	kubectl("uncordon", n.Name)
 	slots(t, n.Name, func(n int64) bool { return n == 0 })
+}
+
+// TestFilesFromHAMi: the commands of step 1 give HAMi's two files, and find nothing wrong
+// with them.
+func TestFilesFromHAMi(t *testing.T) {
+	guide, err := os.ReadFile("../../docs/migrate-from-hami.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	commands := regexp.MustCompile("(?s)```\n(kubectl get configmap.*?)```").FindSubmatch(guide)
+	if commands == nil {
+		t.Fatal("the guide has no commands")
+	}
+	device, err := os.ReadFile("../../pkg/config/testdata/geometries-2.9.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"device-config.yaml": string(device),
+		"config.json":        `{"nodeconfig": [{"name": "a", "operatingmode": "hami-core", "devicesplitcount": 10, "migstrategy": "none", "filterdevices": {"uuid": [], "index": []}}]}`,
+	}
+	maps := st.Kube.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	for file, name := range map[string]string{"device-config.yaml": "hami-scheduler-device", "config.json": "hami-device-plugin"} {
+		m := &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string]string{file: want[file]}}
+		if _, err := maps.Create(t.Context(), m, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = maps.Delete(context.WithoutCancel(t.Context()), name, metav1.DeleteOptions{}) })
+	}
+	build, err := filepath.Abs(os.Getenv(buildVariable))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "sh", "-ec", string(commands[1]))
+	cmd.Dir = t.TempDir()
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+st.Cluster.AdminKubeconfig(), "PATH="+build+"/bin:"+build+"/tools/bin:"+os.Getenv("PATH"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	for file, text := range want {
+		if got, err := os.ReadFile(filepath.Join(cmd.Dir, file)); err != nil || string(got) != text {
+			t.Errorf("%s is %v\n%s\nwant\n%s", file, err, got, text)
+		}
+	}
 }
 
 // opened is a node's simulation and its GPUs.
