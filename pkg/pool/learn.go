@@ -24,7 +24,7 @@ type pricing struct {
 	stale  chan struct{} // holds one token where now is not up to date
 
 	mu   sync.Mutex // guards seen
-	seen map[types.UID]struct{}
+	seen map[types.UID]struct{} // pods learned from
 }
 
 func newPricing(opts Options) *pricing {
@@ -38,20 +38,31 @@ func (p *pricing) outdate() {
 	}
 }
 
-// See learns from a pod, where that is switched on: from each only once. It is for
-// the handler of pod events, not for the scheduling cycle.
+// See learns from a pod, where that is switched on: from each only once, and from none
+// that waits for what no node has, which may come later. Of bound pods it is for those
+// that were placed here. For the handler of pod events, not for the scheduling cycle.
 func (p *Pool) See(pod *v1.Pod) {
-	if !p.prices.learns || !p.prices.first(pod.UID) {
+	if !p.prices.learns || p.prices.knows(pod.UID) {
 		return
 	}
-	if r, err := p.Parse(pod); err == nil && r != nil {
-		if p.prices.mix.See(r); p.prices.mix.Moved() {
-			p.prices.outdate()
-		}
+	r, err := p.Parse(pod)
+	if err != nil || r == nil || pod.Spec.NodeName == "" && p.Possible(r) != nil || !p.prices.first(pod.UID) {
+		return
+	}
+	if p.prices.mix.See(r); p.prices.mix.Moved() {
+		p.prices.outdate()
 	}
 }
 
-// first reports whether a pod is seen for the first time.
+// knows reports whether a pod was learned from.
+func (p *pricing) knows(uid types.UID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, known := p.seen[uid]
+	return known
+}
+
+// first reports whether a pod is learned from for the first time, and notes it.
 func (p *pricing) first(uid types.UID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -25,6 +25,9 @@ const (
 	// halfAfter is the number of devices after which all counts are halved, so that
 	// the last one or two thousand decide.
 	halfAfter = 1000
+	// mostOfAPod is for how many devices those of one pod stand at most, so that the
+	// largest pods do not speak for all others.
+	mostOfAPod = 16
 	// movedBy is by how much the parts of a catalogue's profiles must have changed
 	// together, where 2 is everything. It is looked at after every so many devices.
 	movedBy    = 0.04
@@ -50,8 +53,8 @@ type Mix struct {
 	mu     sync.Mutex                    // guards what follows
 	seen   []Expected                    // in the order of their first coming
 	total  float64                       // of the weights of seen
-	since  int                           // devices since the last Prices
-	check  int                           // when since is so many, Moved looks again
+	since  float64                       // devices since the last Prices
+	check  float64                       // when since is so many, Moved looks again
 	priced map[*geometry.Catalogue]parts // of profiles at the last Prices
 }
 
@@ -72,19 +75,21 @@ func NewMix(expected []Expected) *Mix {
 	return m
 }
 
-// See counts the devices of a request, which must not have been seen before.
+// See counts the devices of a request, which must not have been seen before: all
+// alike, and together as mostOfAPod at most.
 func (m *Mix) See(r *Request) {
 	if !r.MIG {
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	weight := min(1, mostOfAPod/float64(len(r.Devices)))
 	for _, w := range r.Devices {
-		m.count(w)
+		m.count(w, weight)
 	}
 }
 
-func (m *Mix) count(w geometry.Want) {
+func (m *Mix) count(w geometry.Want, weight float64) {
 	i := slices.IndexFunc(m.seen, func(e Expected) bool { return e.Want == w })
 	if i < 0 {
 		if len(m.seen) == maxExpected {
@@ -93,9 +98,9 @@ func (m *Mix) count(w geometry.Want) {
 		i = len(m.seen)
 		m.seen = append(m.seen, Expected{Want: w})
 	}
-	m.seen[i].Weight++
-	m.total++
-	m.since++
+	m.seen[i].Weight += weight
+	m.total += weight
+	m.since += weight
 	if m.total < 2*halfAfter {
 		return
 	}

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -166,6 +168,53 @@ func TestPoolLearnsFromEachPodOnce(t *testing.T) {
 				t.Errorf("%d pods that are gone are remembered", n)
 			}
 		})
+	}
+}
+
+// TestALargePodDoesNotSpeakForAll: its devices count as a few.
+func TestALargePodDoesNotSpeakForAll(t *testing.T) {
+	m := NewMix(nil)
+	see(m, mostOfAPod, geometry.Want{Profile: "2g.20gb"})
+	large, err := Parse(pod("p").wants("c", "gpu=112 gpumem=1000").wants("d", "gpu=112 gpumem=70000").Pod, Options{NoOversize: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.See(large)
+	want := []Expected{
+		{geometry.Want{Profile: "2g.20gb"}, mostOfAPod},
+		{geometry.Want{MemoryMiB: 1000}, mostOfAPod / 2}, {geometry.Want{MemoryMiB: 70000}, mostOfAPod / 2},
+	}
+	if diff := cmp.Diff(want, m.seen, cmpopts.EquateApprox(0, 1e-9)); diff != "" {
+		t.Errorf("what is remembered (-want +got):\n%s", diff)
+	}
+}
+
+// TestPoolDoesNotLearnWhatCannotBe until it can, or has been placed.
+func TestPoolDoesNotLearnWhatCannotBe(t *testing.T) {
+	p := New(Options{Learn: true})
+	learned := func() float64 { return p.prices.mix.total }
+	waiting := numbered(1)
+	if p.See(waiting); learned() != 0 {
+		t.Errorf("without any GPUNode %v devices were learned, want 0", learned())
+	}
+	small := featureTemplates(t, gpuNode(t, "A100-40GB", 1))
+	small.Status.Models[0].Templates = small.Status.Models[0].Templates[:1] // 7 x 1g.5gb
+	if err := p.Update(small); err != nil {
+		t.Fatal(err)
+	}
+	if p.See(waiting); learned() != 0 {
+		t.Errorf("with small instances only %v devices were learned, want 0", learned())
+	}
+	bound := numbered(2)
+	bound.Spec.NodeName = "elsewhere"
+	if p.See(bound); learned() != 2 {
+		t.Errorf("with a bound pod of 2 devices %v were learned", learned())
+	}
+	if err := p.Update(gpuNode(t, "A100-40GB", 1)); err != nil {
+		t.Fatal(err)
+	}
+	if p.See(waiting); learned() != 4 {
+		t.Errorf("with a waiting pod of 2 devices, which have become possible, %v were learned in all, want 4", learned())
 	}
 }
 

@@ -34,6 +34,7 @@ type core struct {
 	device   *deviceConfig // nil where the arguments name no file
 	logger   klog.Logger
 
+	profiles  sync.Map // names of this process's profiles with the plugin, as keys
 	activator fwk.Handle
 	pods      cache.SharedIndexInformer
 	gpuNodes  cache.SharedIndexInformer
@@ -183,11 +184,18 @@ func (c *core) onPod(pod *v1.Pod) {
 	switch {
 	case !c.pool.Wants(pod):
 	case pod.Spec.NodeName != "":
-		c.pool.See(pod)
 		c.onBound(pod)
 	case pod.DeletionTimestamp != nil:
 		c.onPodGone(pod)
 	default:
+		c.learn(pod)
+	}
+}
+
+// learn lets a pod speak for those to come, if it is for this process: what others
+// place may not be ours to place, although it is asked for by the same names.
+func (c *core) learn(pod *v1.Pod) {
+	if _, ours := c.profiles.Load(pod.Spec.SchedulerName); ours {
 		c.pool.See(pod)
 	}
 }
@@ -203,6 +211,7 @@ func (c *core) onBound(pod *v1.Pod) {
 		c.pool.ForgetUnbound(pod.UID)
 		return
 	}
+	c.learn(pod)
 	if c.takeOver(h) {
 		c.wake(nil, h.Node)
 	}

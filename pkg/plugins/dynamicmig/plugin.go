@@ -117,6 +117,7 @@ func (f *Factory) New(ctx context.Context, obj runtime.Object, handle fwk.Handle
 	if !reflect.DeepEqual(f.args, args) {
 		return nil, fmt.Errorf("profile %s: DynamicMIGArgs differ from another profile's; all profiles share one pool of GPUs, so give them equal arguments", handle.ProfileName())
 	}
+	f.core.profiles.Store(handle.ProfileName(), struct{}{})
 	return &Plugin{core: f.core, handle: handle, decided: f.Decided, write: args.AllocationWrite}, nil
 }
 

@@ -19,6 +19,7 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/scheme"
+	st "k8s.io/kubernetes/pkg/scheduler/testing"
 
 	"github.com/dynamig/dynamig/pkg/arguments"
 )
@@ -182,6 +183,7 @@ func TestOversizeNeverKeepsPodsFromLargerProfiles(t *testing.T) {
 
 func TestSignPod(t *testing.T) {
 	inRig(t, func(r *rig) {
+		r.report(report(t, "n", 1).GPUNode)
 		sign := func(p *v1.Pod) string { return string(r.framework.SignPod(r.ctx, p)) }
 		base := sign(pod("a", "gpu=1 gpumem=8000").Obj())
 		if base == "" {
@@ -227,4 +229,42 @@ func TestSignPod(t *testing.T) {
 			t.Errorf("a pod that does not parse is signed %s, want no signature", got)
 		}
 	})
+}
+
+// What others place by our names of resources is no wish that is for us to meet.
+func TestOnlyPodsOfOurProfilesAreLearnedFrom(t *testing.T) {
+	b := report(t, "n", 20)
+	wants := func(name string) *st.PodWrapper { return pod(name, "gpu=8 gpumem=8000") }
+	for _, way := range []struct {
+		name   string
+		pod    func(name string, at int) *st.PodWrapper
+		learns bool
+	}{
+		{"another scheduler's pods wait", func(name string, _ int) *st.PodWrapper { return wants(name).SchedulerName("default-scheduler") }, false},
+		{"another scheduler's pods are bound", func(name string, _ int) *st.PodWrapper {
+			return wants(name).SchedulerName("default-scheduler").Node("n")
+		}, false},
+		{"our pods were bound by somebody else", func(name string, _ int) *st.PodWrapper { return wants(name).Node("n") }, false},
+		{"our pods wait", func(name string, _ int) *st.PodWrapper { return wants(name) }, true},
+		{"our pods are bound, as after a start", func(name string, at int) *st.PodWrapper {
+			var spans []string
+			for i := range 8 {
+				spans = append(spans, fmt.Sprintf("1g.10gb@%d:GPU-%d", i%4*2, 2*at+i/4))
+			}
+			return b.on(wants(name), spans...)
+		}, true},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			inRig(t, func(r *rig) {
+				r.addNode(node("n").Obj(), b.GPUNode)
+				before := string(r.framework.SignPod(r.ctx, wants("p").Obj()))
+				for i := range 10 {
+					r.create(way.pod(fmt.Sprint("p", i), i).Obj())
+				}
+				if learned := string(r.framework.SignPod(r.ctx, wants("p").Obj())) != before; learned != way.learns {
+					t.Errorf("learned: %v, want %v", learned, way.learns)
+				}
+			})
+		})
+	}
 }
