@@ -23,7 +23,7 @@ type pricing struct {
 	now    atomic.Pointer[Prices]
 	stale  chan struct{} // holds one token where now is not up to date
 
-	mu   sync.Mutex // guards seen
+	mu   sync.Mutex             // guards seen
 	seen map[types.UID]struct{} // pods learned from
 }
 

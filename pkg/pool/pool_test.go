@@ -444,6 +444,30 @@ func TestKindsOfPods(t *testing.T) {
 	}
 }
 
+// TestANomineeTakesThePlacesOfItsVictims, which are marked some time after it is
+// nominated, and leaves the rest of the node open.
+func TestANomineeTakesThePlacesOfItsVictims(t *testing.T) {
+	node := gpuNode(t, "A100-40GB", 2)
+	last := gpuNode(t, "A100-40GB", 2)
+	last.Status.GPUs = last.Status.GPUs[1:]
+	first := func() podBuilder { return pod("y").wants("c", "gpu=1 gpumem=4000").on(t, node, "1g.5gb@6") }
+	second := func() podBuilder { return pod("z").wants("c", "gpu=1 gpumem=4000").on(t, last, "1g.5gb@6") }
+	for _, tc := range []struct {
+		name string
+		on   []podBuilder
+		want string
+	}{
+		{"of two victims to choose from the marked one", []podBuilder{first(), second().ending()}, "3g.20gb@0:GPU-0"},
+		{"one that is not marked yet", []podBuilder{first(), second().priority(1)}, "3g.20gb@0:GPU-1"},
+		{"none where all are as important", []podBuilder{first().priority(1), second().priority(1)}, ReasonNominated},
+	} {
+		v := viewOf(t, NewLedger(), node, Scope{}, append(tc.on, pod("nominee").wants("c", "gpu=1").priority(1))...)
+		if got := fit(t, v, pod("p").wants("c", "gpu=1 gpumem=20000")); got != tc.want {
+			t.Errorf("%s: half a GPU goes to %s, want %s", tc.name, got, tc.want)
+		}
+	}
+}
+
 // TestLedgerWinsOverAnnotation: an assumed pod's copy may carry an older
 // annotation (I2).
 func TestLedgerWinsOverAnnotation(t *testing.T) {

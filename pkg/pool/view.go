@@ -97,19 +97,21 @@ type builder struct {
 	node *Node
 	opts Options
 	state
-	holders  []placedPod // kept only for what hypothetical pods may displace
+	holders  []placedPod // not in state yet, since hypothetical pods may displace them
 	nominees []*v1.Pod
 }
 
-// placedPod is a pod with spans that is ending.
+// placedPod is a pod with spans.
 type placedPod struct {
 	priority int32
+	ending   bool
 	spans    []Held
 }
 
 // addPods adds the node's pods and returns their UIDs.
 func (b *builder) addPods(ledger map[types.UID]*Holder, pods []*v1.Pod) map[types.UID]struct{} {
 	seen := make(map[types.UID]struct{}, len(pods))
+	unbound := slices.ContainsFunc(pods, func(pod *v1.Pod) bool { return pod.Spec.NodeName == "" })
 	for _, pod := range pods {
 		if _, twice := seen[pod.UID]; twice {
 			continue
@@ -120,8 +122,8 @@ func (b *builder) addPods(ledger map[types.UID]*Holder, pods []*v1.Pod) map[type
 			b.nominees = append(b.nominees, pod)
 			continue
 		}
-		if pod.DeletionTimestamp != nil {
-			b.holders = append(b.holders, placedPod{priority: priority(pod), spans: spans})
+		if unbound {
+			b.holders = append(b.holders, placedPod{priority: priority(pod), ending: pod.DeletionTimestamp != nil, spans: spans})
 			continue
 		}
 		b.add(spans)
@@ -173,8 +175,8 @@ func (b *builder) add(spans []Held) {
 	}
 }
 
-// finish places the hypothetical pods, the most important first, and adds the
-// ending pods, whose spans a more important nominee may count on.
+// finish places the hypothetical pods, the most important first, and then adds the pods
+// whose spans they may count on.
 func (b *builder) finish() *View {
 	v := &View{Node: b.node}
 	slices.SortStableFunc(b.nominees, func(x, y *v1.Pod) int {
@@ -194,16 +196,22 @@ func (b *builder) finish() *View {
 }
 
 // placeNominee places one hypothetical pod beside everything; failing that, where
-// ending pods of lower priority (its victims) still are.
+// ending pods of lower priority (its victims) still are; failing that, where any pods of
+// lower priority are, because a pod is nominated before its victims are marked.
 func (b *builder) placeNominee(pod *v1.Pod) bool {
 	r, err := Parse(pod, b.opts)
 	if err != nil || r == nil {
 		return true // it can never run here; it takes nothing
 	}
-	for _, spare := range []bool{false, true} {
+	lower := func(h placedPod) bool { return h.priority < priority(pod) }
+	for _, spared := range []func(placedPod) bool{
+		func(placedPod) bool { return false },
+		func(h placedPod) bool { return h.ending && lower(h) },
+		lower,
+	} {
 		beside := builder{node: b.node, state: b.clone()}
 		for _, h := range b.holders {
-			if !spare || h.priority >= priority(pod) {
+			if !spared(h) {
 				beside.add(h.spans)
 			}
 		}
