@@ -104,7 +104,7 @@ func (c *core) start(ctx context.Context) error {
 	}
 	if _, err := c.pods.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { c.onPod(obj.(*v1.Pod)) },
-		UpdateFunc: func(_, obj any) { c.onPod(obj.(*v1.Pod)) },
+		UpdateFunc: func(old, obj any) { c.onPodUpdate(old.(*v1.Pod), obj.(*v1.Pod)) },
 		DeleteFunc: c.onPodGone,
 	}); err != nil {
 		return fmt.Errorf("watching pods: %w", err)
@@ -189,6 +189,17 @@ func (c *core) onPod(pod *v1.Pod) {
 		c.onPodGone(pod)
 	default:
 		c.learn(pod)
+	}
+}
+
+// onPodUpdate is onPod, and wakes those that made room for a nominated pod which is now
+// bound to another node: kube-scheduler has no event for that (kubernetes
+// pkg/scheduler/eventhandlers.go:182-190, 366-371).
+func (c *core) onPodUpdate(old, pod *v1.Pod) {
+	c.onPod(pod)
+	nominated := old.Status.NominatedNodeName
+	if old.Spec.NodeName == "" && pod.Spec.NodeName != "" && nominated != "" && nominated != pod.Spec.NodeName && c.pool.Wants(pod) {
+		c.wake(nil, nominated)
 	}
 }
 

@@ -27,28 +27,21 @@ import (
 var askAgain = wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 10, Cap: 10 * time.Second}
 
 // isBound reports, after an error, whether the pod is bound to the node with this
-// allocation. It asks until it has an answer, or ctx ends: as long as nobody knows
-// whose the placement is, it stays assumed.
+// allocation. It asks until it has an answer, the pod or that there is none, or ctx ends:
+// as long as nobody knows whose the placement is, it stays assumed. That it may not ask
+// is no answer: who is refused now, in a hiccup of authentication, is answered later.
 func (pl *Plugin) isBound(ctx context.Context, pod *v1.Pod, nodeName, text string) bool {
 	bound := false
 	_ = askAgain.DelayFunc().Until(ctx, true, true, func(ctx context.Context) (done bool, _ error) {
 		now, err := pl.handle.ClientSet().CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
 		if err != nil {
 			klog.FromContext(ctx).V(2).Info("Asking whether the pod is bound", "pod", klog.KObj(pod), "node", nodeName, "err", err)
-			return isAnswer(err), nil
+			return apierrors.IsNotFound(err), nil
 		}
 		bound = now.UID == pod.UID && now.Spec.NodeName == nodeName && now.Annotations[v1alpha1.AnnotationAllocation] == text
 		return true, nil
 	})
 	return bound
-}
-
-// isAnswer reports whether an error of a read says that another try would be no
-// better: the pod is gone, or may not be read.
-func isAnswer(err error) bool {
-	return apierrors.ReasonForError(err) != metav1.StatusReasonUnknown &&
-		!apierrors.IsTimeout(err) && !apierrors.IsServerTimeout(err) && !apierrors.IsTooManyRequests(err) &&
-		!apierrors.IsServiceUnavailable(err) && !apierrors.IsInternalError(err)
 }
 
 // boundByOthers reports whether the plugin that binds after PreBind has published

@@ -105,12 +105,24 @@ func TestBindThatAnotherLeaderWonFails(t *testing.T) {
 // While the API server does not say whether the pod is bound, the placement stays
 // assumed, and nobody else gets it.
 func TestPlacementStaysAssumedUntilTheAPIServerAnswers(t *testing.T) {
+	for name, trouble := range map[string]error{
+		"it is away":                  io.ErrUnexpectedEOF,
+		"it does not know us now":     apierrors.NewUnauthorized("Unauthorized"),
+		"its authorizer does not say": apierrors.NewForbidden(v1.Resource("pods"), "p", errors.New("no opinion")),
+	} {
+		t.Run(name, func(t *testing.T) { staysAssumedDuring(t, trouble) })
+	}
+}
+
+// staysAssumedDuring is the story of a pod whose Binding's answer is lost, and whose
+// reads end in an error for an hour.
+func staysAssumedDuring(t *testing.T, trouble error) {
 	withBinding(t, pod("p", "gpu=1"), func(c *cycle, assumed *v1.Pod) {
 		loseAnswers(c, false, io.ErrUnexpectedEOF)
 		var away atomic.Bool
 		away.Store(true)
 		c.client.PrependReactor("get", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
-			return away.Load(), nil, io.ErrUnexpectedEOF
+			return away.Load(), nil, trouble
 		})
 		done := make(chan *fwk.Status, 1)
 		go func() { done <- c.bind(assumed) }()

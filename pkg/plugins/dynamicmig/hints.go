@@ -19,7 +19,8 @@ import (
 // cures it:
 //
 //	no free placement         a pod of the node ends
-//	a nominated pod's room    the nominated pod ends, or is nominated elsewhere
+//	a nominated pod's room    the nominated pod ends, or is nominated elsewhere; that it
+//	                          is bound elsewhere core.onPodUpdate sees
 //	no GPUNode, recreated     the node appears
 //	a mistake in the pod      the pod's annotations or labels change
 //	GPUNode's own reasons     a GPUNode report, through core.onGPUNode
@@ -80,7 +81,7 @@ func (pl *Plugin) hintFor(pod *v1.Pod, nodeName string, gone types.UID) (fwk.Que
 		return fwk.QueueSkip, nil
 	}
 	request, err := pl.pool.Parse(pod)
-	if err != nil || pl.prospect(node, gone).of(pod, request) == hopeless {
+	if err != nil || !pl.prospect(node, gone).helps(pod, request) {
 		return fwk.QueueSkip, nil // a pod with a mistake is cured by afterPodChanged
 	}
 	return fwk.Queue, nil

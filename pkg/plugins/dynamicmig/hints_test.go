@@ -52,6 +52,16 @@ func (r *rig) unnominated(pod *v1.Pod) {
 	r.delete(pod)
 }
 
+// boundElsewhere binds a nominated pod to another node, which kube-scheduler tells the
+// queue as the pod's end there and nothing more.
+func (r *rig) boundElsewhere(pod *v1.Pod) {
+	r.Helper()
+	r.queue.Delete(r.logger, pod)
+	pod = pod.DeepCopy()
+	pod.Spec.NodeName = "elsewhere"
+	r.update(pod)
+}
+
 // recreated replaces a Node by another of its name.
 func (r *rig) recreated(old, node *v1.Node) {
 	r.Helper()
@@ -124,6 +134,20 @@ func TestEachReasonHasAnEventThatCuresIt(t *testing.T) {
 				f.nominate(nominee(0), "n")
 			},
 			cure: func(f *fixture) { f.unnominated(f.named("nominee")) },
+		}, {
+			reason: "node(s) had no free MIG placement for a whole GPU", pod: pod("p", "gpu=1"), // for a nominated pod that is bound elsewhere
+			setup: func(f *fixture) {
+				f.addNode(node("n").Obj(), b.GPUNode)
+				f.nominate(nominee(0), "n")
+			},
+			cure: func(f *fixture) { f.boundElsewhere(f.named("nominee")) },
+		}, {
+			reason: "node(s) had no free MIG placement for a whole GPU", pod: pod("p", "gpu=1"), // for a nominated pod, while the other GPU is ill
+			setup: func(f *fixture) {
+				f.addNode(node("n").Obj(), report(f.TB, "n", 2).unhealthy(1).GPUNode)
+				f.nominate(nominee(0), "n")
+			},
+			cure: func(f *fixture) { f.report(report(f.TB, "n", 2).GPUNode) },
 		}, {
 			reason: "node(s) had no free MIG placement for a whole GPU", pod: pod("p", "gpu=1"), // for a running pod
 			setup: func(f *fixture) {
@@ -429,8 +453,9 @@ func TestAReportActivatesThePodsItHelps(t *testing.T) {
 		}, {
 			name: "a GPU was lost", before: b, after: b.unhealthy(0),
 		}, {
-			name: "a second GPU beside an idle one helps those that need two", before: b.templates("1x3g.20gb"), after: report(t, "n", 2).templates("1x3g.20gb"),
-			want: []string{"default/two-halves"},
+			name:   "a second GPU beside an idle one helps those that need two, and those that had to leave the first to a nominated pod",
+			before: b.templates("1x3g.20gb"), after: report(t, "n", 2).templates("1x3g.20gb"),
+			want: []string{"default/half", "default/important", "default/other-scheduler", "default/two-halves"},
 		}, {
 			name: "the report is now that of another node of this name", after: b,
 			before: b.change(func(s *v1alpha1.GPUNodeStatus) { s.NodeUID = "uid-of-old-n" }),
@@ -502,7 +527,7 @@ func TestAPodRefusedBeforeItIsSeenBound(t *testing.T) {
 		}
 		time.Sleep(avoidFor) // of the bubble's clock
 		r.settle()
-		if diff := cmp.Diff([]string{"default/whole"}, r.activator.taken()); diff != "" {
+		if diff := cmp.Diff([]string{"default/half", "default/whole"}, r.activator.taken()); diff != "" {
 			t.Errorf("activated when the placement may be tried again (-want +got):\n%s", diff)
 		}
 	})
@@ -540,7 +565,7 @@ func TestARefusedPlacementIsNeverOnOffer(t *testing.T) {
 		watch.Go(func() {
 			for !done.Load() && !offered.Load() {
 				n, _ := r.plugin.pool.Node("n")
-				offered.Store(r.plugin.prospect(n, "").of(pods[0], request) == fitting)
+				offered.Store(r.plugin.prospect(n, "").helps(pods[0], request))
 			}
 		})
 		for _, q := range pods {

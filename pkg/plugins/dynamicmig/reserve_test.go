@@ -262,7 +262,7 @@ func TestPodGroupMembersSeeEachOtherInSimulation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r.plugin.prospect(n, "").of(waiting, request) != fitting {
+		if !r.plugin.prospect(n, "").helps(waiting, request) {
 			t.Error("hints see simulated members; a pod could miss its wake-up")
 		}
 		g.revert()

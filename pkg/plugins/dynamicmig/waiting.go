@@ -13,15 +13,6 @@ import (
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
-// chance is what a waiting pod may hope for on a node, better ones last.
-type chance int
-
-const (
-	hopeless chance = iota
-	evicting        // it would fit if the pods of lower priority were gone
-	fitting
-)
-
 // prospect is a node as informer and ledger show it, without a pod that is gone.
 type prospect struct {
 	core *core
@@ -38,19 +29,18 @@ func (c *core) prospect(node *pool.Node, gone types.UID) *prospect {
 	return &prospect{core: c, node: node, gone: gone, view: c.pool.FreshView(node, none, pool.Scope{Ledger: pool.LedgerAll, Except: gone})}
 }
 
-// of is the chance of a pod with a request. A pod that could evict others must be
-// tried as well: only the framework knows whether it will.
-func (p *prospect) of(pod *v1.Pod, request *pool.Request) chance {
+// helps reports whether a pod with a request has a chance there: it fits, or would if
+// the pods of lower priority were gone. Whether it will evict them only the framework
+// knows, so it must be tried.
+func (p *prospect) helps(pod *v1.Pod, request *pool.Request) bool {
 	if p == nil || request == nil {
-		return hopeless
+		return false
 	}
 	if p.view.Fits(request) {
-		return fitting
+		return true
 	}
-	if without := p.withoutLesser(pod); without != p.view && without.Fits(request) {
-		return evicting
-	}
-	return hopeless
+	without := p.withoutLesser(pod)
+	return without != p.view && without.Fits(request)
 }
 
 // withoutLesser is the node with only those bound pods that pod may not evict.
@@ -89,49 +79,43 @@ func equal[T comparable](a, b *T) bool {
 	return a == b || a != nil && b != nil && *a == *b
 }
 
-// wake activates the waiting pods whose chance on a node has risen since before,
-// nil where there was none. Others are left alone: a report comes with each pod that
-// starts, and a pod that waits for something else would be tried again each time.
+// wake activates the waiting pods that have a chance on a node which is not as it was
+// before, nil where there was none. A report comes with each pod that starts, and changes
+// nothing; with one that does, also pods are tried that had a chance before: what they
+// were turned away for may have been kept for a nominated pod.
 func (c *core) wake(before *pool.Node, name string) {
 	after, err := c.pool.Node(name)
 	if err != nil || after == nil {
 		return
 	}
+	is := c.prospect(after, "")
+	if before != nil && before.UID == after.UID && !is.differs(c.prospect(before, "")) {
+		return // where the UIDs differ, see pool.ReasonNodeChanged
+	}
+	c.activate(is)
+}
+
+// wakeAll activates the waiting pods that have a chance anywhere.
+func (c *core) wakeAll() {
+	var all []*prospect
+	for _, node := range c.pool.Nodes() {
+		all = append(all, c.prospect(node, ""))
+	}
+	c.activate(all...)
+}
+
+// activate moves the waiting pods that any of the prospects helps to the active queue.
+func (c *core) activate(prospects ...*prospect) {
 	// Before the pod informer has synced, nothing has been tried that could be
 	// woken, and the scheduler may not have given the handle its queue yet.
 	if !c.pods.HasSynced() {
 		return
 	}
-	if before != nil && before.UID != after.UID {
-		before = nil // another node of this name; see pool.ReasonNodeChanged
-	}
-	was, is := c.prospect(before, ""), c.prospect(after, "")
-	if was != nil && !is.differs(was) {
-		return
-	}
-	c.activate(func(pod *v1.Pod, request *pool.Request) bool { return is.of(pod, request) > was.of(pod, request) })
-}
-
-// wakeAll activates the waiting pods that have a chance anywhere.
-func (c *core) wakeAll() {
-	if !c.pods.HasSynced() {
-		return
-	}
-	var all []*prospect
-	for _, node := range c.pool.Nodes() {
-		all = append(all, c.prospect(node, ""))
-	}
-	c.activate(func(pod *v1.Pod, request *pool.Request) bool {
-		return slices.ContainsFunc(all, func(p *prospect) bool { return p.of(pod, request) > hopeless })
-	})
-}
-
-// activate moves the waiting pods that are helped to the active queue.
-func (c *core) activate(helped func(*v1.Pod, *pool.Request) bool) {
 	pods := map[string]*v1.Pod{}
 	for _, pod := range c.podsOn("") {
 		request, err := c.pool.Parse(pod)
-		if err == nil && pod.DeletionTimestamp == nil && helped(pod, request) {
+		helped := func(p *prospect) bool { return p.helps(pod, request) }
+		if err == nil && pod.DeletionTimestamp == nil && slices.ContainsFunc(prospects, helped) {
 			pods[cache.MetaObjectToName(pod).String()] = pod
 		}
 	}
