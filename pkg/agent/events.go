@@ -29,9 +29,6 @@ const (
 	reasonConfigInvalid     = "ConfigInvalid"     // on the node
 )
 
-// component that events come from.
-const component = "dynamig-nodeagent"
-
 // maxMessage is the longest message of an event, in bytes (k8s.io/kubernetes
 // pkg/apis/core/validation/events.go, noteLengthLimit).
 const maxMessage = 1024
@@ -48,7 +45,7 @@ func newEvents(node string) *events {
 	return &events{
 		node:        node,
 		broadcaster: b,
-		recorder:    b.NewRecorder(scheme.Scheme, v1.EventSource{Component: component, Host: node}),
+		recorder:    b.NewRecorder(scheme.Scheme, v1.EventSource{Component: v1alpha1.AgentName, Host: node}),
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -133,6 +134,60 @@ func TestEventsOfOneSecond(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("events %v, want %v", got, want)
+	}
+}
+
+// TestWhatIsHiddenFromStrangers: readers of whom nobody asks who they are get the messages of
+// dynamig's own programs, and of all others the reasons only.
+func TestWhatIsHiddenFromStrangers(t *testing.T) {
+	f := newFleet(t, 0, 0)
+	addNode(t, f, "n", "A30-24GB", 1)
+	pod := f.Create(fleet.Pod{Namespace: "ns", Name: "p", GPUs: 1})
+	pod.Status.ContainerStatuses = []v1.ContainerStatus{
+		{Name: "main", State: v1.ContainerState{Terminated: &v1.ContainerStateTerminated{Reason: "Error", Message: "secret of main"}}},
+		{Name: "side", State: v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: "CreateContainerError", Message: "secret of side"}}},
+		{Name: "quiet", State: v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: "PodInitializing"}}},
+	}
+	f.Refuse(pod, "0/1 nodes are available")
+	for from, reason := range map[string]string{"dynamig-scheduler": "GPUsPlaced", "dynamig-nodeagent": "Prepared", "kubelet": "BackOff", "": "GPUsPlaced"} {
+		e := v1.Event{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p." + from}, EventTime: metav1.NewMicroTime(time.Unix(1_700_000_000, 0)), Reason: reason,
+			InvolvedObject: v1.ObjectReference{Namespace: "ns", Name: "p", UID: pod.UID}, Message: "said by " + from, ReportingController: from,
+		}
+		if _, err := f.Client.CoreV1().Events("ns").Create(t.Context(), &e, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const no = "message hidden: this monitor does not ask its readers who they are"
+	for authenticated, want := range map[bool][]string{
+		true: {
+			"main Error secret of main", "side CreateContainerError secret of side", "quiet PodInitializing ",
+			"GPUsPlaced said by ", "GPUsPlaced said by dynamig-scheduler", "Prepared said by dynamig-nodeagent", "BackOff said by kubelet",
+		},
+		false: {
+			"main Error " + no, "side CreateContainerError " + no, "quiet PodInitializing ",
+			"GPUsPlaced " + no, "GPUsPlaced said by dynamig-scheduler", "Prepared said by dynamig-nodeagent", "BackOff " + no,
+		},
+	} {
+		url := serve(t, monitorOf(t, f, monitor.Config{Authenticate: authenticated}))
+		var story monitor.Story
+		eventually(t, "the pod", func() bool {
+			story = monitor.Story{}
+			return get(t, url+"/monitor/v1/pods/ns/p", &story).StatusCode == http.StatusOK && len(story.Containers) == 3
+		})
+		var got []string
+		for _, c := range story.Containers {
+			got = append(got, c.Name+" "+c.Reason+" "+c.Message)
+		}
+		for _, e := range story.Events {
+			got = append(got, e.Reason+" "+e.Message)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("authenticated: %t (-want +got):\n%s", authenticated, diff)
+		}
+		if story.Why != "said by dynamig-scheduler" {
+			t.Errorf("why = %q", story.Why)
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
@@ -105,12 +106,33 @@ func (m *Monitor) story(ctx context.Context, view *View, pod *v1.Pod) *Story {
 		s.EventsMissing = "the events of the pod cannot be listed"
 	}
 	for _, e := range s.Events {
-		if e.Reason == "GPUsPlaced" {
+		if e.Reason == "GPUsPlaced" && e.From == v1alpha1.SchedulerName {
 			s.Why = e.Message
 		}
 	}
 	s.Steps = stepsOf(pod, m.journal.stepsOf(pod.UID), s.Events)
+	if !m.cfg.Authenticate {
+		s.hide()
+	}
 	return s
+}
+
+// hidden is there instead of a message that only authenticated readers get.
+const hidden = "message hidden: this monitor does not ask its readers who they are"
+
+// hide takes out what dynamig's programs do not say themselves: a container's last words
+// are its own output, and others say of it what they like. Reasons stay.
+func (s *Story) hide() {
+	for i := range s.Containers {
+		if c := &s.Containers[i]; c.Message != "" {
+			c.Message = hidden
+		}
+	}
+	for i := range s.Events {
+		if e := &s.Events[i]; e.Message != "" && e.From != v1alpha1.SchedulerName && e.From != v1alpha1.AgentName {
+			e.Message = hidden
+		}
+	}
 }
 
 // find takes what one node's picture has of the pod.

@@ -84,5 +84,9 @@ const (
 	ModeHAMiCore = "hami-core"
 )
 
-// SchedulerName is the profile that places GPU pods.
-const SchedulerName = "dynamig-scheduler"
+// Names under which the programs send events. SchedulerName is also the profile that
+// places GPU pods.
+const (
+	SchedulerName = "dynamig-scheduler"
+	AgentName     = "dynamig-nodeagent"
+)

@@ -38,7 +38,7 @@ func serveBehind(t *testing.T, nodes int, part float64, guard func(http.Handler)
 	if err := f.Fill(t.Context(), nodes, part); err != nil {
 		t.Fatal(err)
 	}
-	m, err := f.Monitor(monitor.Config{})
+	m, err := f.Monitor(monitor.Config{Authenticate: true}) // as guard is to see to
 	if err != nil {
 		t.Fatal(err)
 	}
