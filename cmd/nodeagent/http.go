@@ -9,12 +9,12 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
 	"k8s.io/klog/v2"
 
 	"github.com/dynamig/dynamig/pkg/agent"
@@ -53,22 +53,37 @@ func (s status) alive(ctx context.Context) error {
 	return nil
 }
 
-// ready says what keeps containers from being started.
+// ready says what keeps containers from being started and may pass.
 func (s status) ready() error {
-	var missing []string
+	if err := s.agent.Unready(); err != nil {
+		return err
+	}
 	select {
 	case <-s.agent.Ready():
-	default:
-		missing = append(missing, "the GPUs have not been read yet")
-	}
-	if !s.plugin.Settled() {
-		missing = append(missing, "kubelet does not watch the slots")
-	}
-	if len(missing) > 0 {
-		return errors.New(strings.Join(missing, "; "))
+		if !s.plugin.Settled() {
+			return errors.New("kubelet does not watch the slots")
+		}
+	default: // no driver, so no slots
 	}
 	return nil
 }
+
+// mux answers /metrics, /healthz and /readyz.
+func (s status) mux(r *prometheus.Registry) *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { say(w, s.alive(r.Context())) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { say(w, s.ready()) })
+	return mux
+}
+
+// maxConnections and maxScrapes bound what strangers can take of the agent, which needs
+// its file descriptors for the journal. More connections wait, more scrapes are told to
+// come back. There is room for many, since kubelet's probes wait, too.
+const (
+	maxConnections = 256
+	maxScrapes     = 4
+)
 
 // serveStatus serves /metrics, /healthz and /readyz until ctx ends.
 func (s status) serveStatus(ctx context.Context, address string) error {
@@ -80,15 +95,14 @@ func (s status) serveStatus(ctx context.Context, address string) error {
 	if listener == nil {
 		return nil
 	}
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { say(w, s.alive(r.Context())) })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { say(w, s.ready()) })
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	server := &http.Server{
+		Handler: s.mux(r), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: 2 * aliveTimeout, IdleTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
+	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // nobody waits for a scrape
 	defer stop()
 	klog.FromContext(ctx).V(2).Info("Serving metrics", "address", listener.Addr().String())
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(netutil.LimitListener(listener, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving metrics: %w", err)
 	}
 	return nil

@@ -5,16 +5,27 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	appsv1 "k8s.io/api/apps/v1"
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes/fake"
+	"sigs.k8s.io/yaml"
 
 	"github.com/dynamig/dynamig/pkg/agent"
 	gpunodefake "github.com/dynamig/dynamig/pkg/generated/clientset/versioned/fake"
 	"github.com/dynamig/dynamig/pkg/nvml"
+	"github.com/dynamig/dynamig/pkg/nvml/native"
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
 )
 
@@ -84,5 +95,41 @@ func TestSystemdHearsOfAnAgentWithoutADriver(t *testing.T) {
 	cancel()
 	if err := <-result; err != nil {
 		t.Error(err)
+	}
+}
+
+// The shipped DaemonSet asks the program what it answers, and is rolled out over nodes
+// that can say that they are ready: all, since one whose driver is away does, too.
+func TestDaemonSetFitsTheProgram(t *testing.T) {
+	text, err := os.ReadFile("../../manifests/base/nodeagent/daemonset.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d appsv1.DaemonSet
+	if err := yaml.UnmarshalStrict(text, &d); err != nil {
+		t.Fatal(err)
+	}
+	if r := d.Spec.UpdateStrategy.RollingUpdate; r == nil || r.MaxUnavailable == nil || r.MaxUnavailable.IntValue() != 1 || r.MaxSurge != nil {
+		t.Errorf("updateStrategy is %+v; want one node after the other, the old agent first: both want the lock of the state directory", d.Spec.UpdateStrategy)
+	}
+	c := d.Spec.Template.Spec.Containers[0]
+	args := slices.Clone(c.Args)
+	if !native.Built {
+		args = append(args, "--driver=sim", "--sim-root=/x")
+	}
+	o, err := parse(args, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf(":%d", c.Ports[0].ContainerPort); o.listen != want {
+		t.Errorf("--listen=%s, but the probes ask at %s", o.listen, want)
+	}
+	mux := status{agent: newAgent(t, t.TempDir())}.mux(prometheus.NewRegistry())
+	for _, probe := range []*v1.Probe{c.LivenessProbe, c.ReadinessProbe} {
+		answer := httptest.NewRecorder()
+		mux.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, probe.HTTPGet.Path, nil))
+		if probe.HTTPGet.Port.StrVal != c.Ports[0].Name || answer.Code == http.StatusNotFound {
+			t.Errorf("the program answers %d at %s of port %s", answer.Code, probe.HTTPGet.Path, probe.HTTPGet.Port.String())
+		}
 	}
 }

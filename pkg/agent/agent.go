@@ -152,11 +152,15 @@ type Agent struct {
 	dirty      chan struct{} // the report
 	urgent     chan struct{} // the same, at once
 
+	probing sync.Mutex    // guards probed
+	probed  chan struct{} // closed when the state was read; nil while nobody reads it
+
 	mu        sync.Mutex // guards what follows
 	workers   map[nvml.GPUID]*worker
 	retired   map[nvml.GPUID]*worker // stopped, though a driver call may still run
 	inventory *inventory             // nil until the GPUs have been listed
 	trouble   string                 // why they cannot be listed
+	told      bool                   // the report says that they cannot be
 	settings  *settings              // nil until a configuration was good
 	invalid   string                 // what is wrong with the newest configuration
 	cordoned  string                 // the own Node's annotation AnnotationCordon

@@ -36,7 +36,7 @@ func (f *findings) conditions() []metav1.Condition {
 		kind, reason string
 		sentences    []string
 	}{
-		{v1alpha1.ConditionConfigInvalid, reasonConfigInvalid, lines(f.invalid)},
+		{v1alpha1.ConditionConfigInvalid, reasonConfigInvalid, f.invalidConfig()},
 		{v1alpha1.ConditionConfigMismatch, "Mismatch", f.mismatches().Dropped},
 		{v1alpha1.ConditionConfigRemarks, "Remarks", f.mismatches().Remarks},
 		{v1alpha1.ConditionForeignInstances, "Found", f.foreign()},
@@ -52,6 +52,16 @@ func (f *findings) conditions() []metav1.Condition {
 		}
 		condition.Message = condition.Message[:min(len(condition.Message), maxConditionMessage)]
 		out = append(out, condition)
+	}
+	return out
+}
+
+// invalidConfig lists the mistakes of the newest configuration, and says what is in
+// force instead.
+func (f *findings) invalidConfig() []string {
+	out := lines(f.invalid)
+	if len(out) > 0 && f.good {
+		out = append(out, lastGoodInForce+".")
 	}
 	return out
 }
@@ -173,6 +183,9 @@ func (f *findings) failing() []string {
 	var out []string
 	if f.inventory != nil {
 		out = append(out, f.inventory.missing...)
+	}
+	if f.trouble != "" && f.configured {
+		out = append(out, "The GPUs cannot be listed: "+f.trouble)
 	}
 	for i := range f.states {
 		if why := f.states[i].unhealthy; why != "" {

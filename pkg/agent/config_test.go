@@ -6,6 +6,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -278,6 +279,60 @@ func TestStartWithAnInvalidConfigurationOffersNothing(t *testing.T) {
 	})
 }
 
+// A restart with a bad file goes on with what an earlier run had in force.
+func TestRestartWithAnInvalidConfigurationKeepsTheLastGoodOne(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		before := b.status()
+		for _, bad := range []func(){
+			func() { b.write("config.json", `{"nodeconfig": [{"name": "node1", "operatingmode": "MIG"}]}`) },
+			func() {
+				if err := os.Remove(filepath.Join(b.dir, "config.json")); err != nil {
+					t.Fatal(err)
+				}
+			},
+		} {
+			b.stop()
+			bad()
+			b.start()
+			if diff := cmp.Diff(before.GPUs, b.status().GPUs); diff != "" || b.status().ConfigGeneration != before.ConfigGeneration {
+				t.Errorf("after the restart generation %d, want %d, and GPUs (-before +after):\n%s", b.status().ConfigGeneration, before.ConfigGeneration, diff)
+			}
+			b.expectText("condition", b.condition(v1alpha1.ConditionConfigInvalid), "config.json")
+			b.expectText("condition", b.condition(v1alpha1.ConditionConfigInvalid), "The last good configuration stays in force.")
+			b.expectText("condition", b.condition(v1alpha1.ConditionReady), "True Offering")
+			if got := b.slots.has(); got != 14 {
+				t.Errorf("capacity is %d, want 14", got)
+			}
+			if err := b.agent.Unready(); err != nil {
+				t.Errorf("the agent is not ready: %v", err)
+			}
+		}
+		b.reconfigure(`{"nodeconfig": []}`)
+		b.expectText("condition", b.condition(v1alpha1.ConditionConfigInvalid), "False None: ")
+		b.write("config.json", "{")
+		b.restart()
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "False NotConfigured")
+	})
+}
+
+// A last good configuration that cannot be read is none.
+func TestSpoiltLastGoodConfigurationIsNotUsed(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		slots := b.slots.has()
+		b.stop()
+		b.write("config.json", "{")
+		b.write(filepath.Join("state", lastGoodFileName), `{"version":1,"nodeConf":""}`)
+		b.start()
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "False ConfigInvalid: There is no good configuration")
+		if err := b.agent.Unready(); err == nil || err.Error() != "there is no good configuration" {
+			t.Errorf("without a configuration Unready = %v", err)
+		}
+		if got := b.slots.has(); got != slots {
+			t.Errorf("capacity is %d, want %d as before: nobody knows what is to be offered", got, slots)
+		}
+	})
+}
+
 // A pod that had its share before waits for a good configuration: without one it is
 // not known which GPUs there are.
 func TestShareWaitsForAGoodConfiguration(t *testing.T) {
@@ -287,6 +342,9 @@ func TestShareWaitsForAGoodConfiguration(t *testing.T) {
 		b.bind(pod{name: "a", devices: []v1alpha1.Device{b.share(0, 0, 8000, 0)}})
 		before := b.given("a", "main")
 		b.stop()
+		if err := os.Remove(filepath.Join(b.dir, "state", lastGoodFileName)); err != nil {
+			t.Fatal(err)
+		}
 		b.write("config.json", `{"nodeconfig": [{"name": "node1", "operatingmode": "MIG"}]}`)
 		b.start()
 		defer b.stop()

@@ -83,6 +83,13 @@ func (a *Agent) manage(ctx context.Context) {
 	}
 }
 
+// inventoryNow is the newest inventory; nil until the GPUs have been listed.
+func (a *Agent) inventoryNow() *inventory {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.inventory
+}
+
 func (a *Agent) setTrouble(text string) {
 	a.mu.Lock()
 	news := a.trouble != text

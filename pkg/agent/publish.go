@@ -95,6 +95,7 @@ func (p *publisher) publish(ctx context.Context) error {
 	next.Status.Conditions = since(p.object.Status.Conditions, next.Status.Conditions)
 	if apiequality.Semantic.DeepEqual(p.object.Status, next.Status) {
 		p.failures = 0
+		a.toldTrouble(f.trouble)
 		return nil
 	}
 	written, err := a.config.GPUNodes.GPUNodes().UpdateStatus(ctx, next, metav1.UpdateOptions{})
@@ -104,6 +105,7 @@ func (p *publisher) publish(ctx context.Context) error {
 		return fmt.Errorf("writing status of GPUNode %s: %w", a.config.Node, err)
 	}
 	p.object, p.failures = written, 0
+	a.toldTrouble(f.trouble)
 	a.metrics.reportsWritten.Inc()
 	klog.FromContext(ctx).V(4).Info("Reported", "node", a.config.Node)
 	return nil

@@ -26,14 +26,18 @@ type findings struct {
 	invalid   string // what is wrong with the newest configuration
 	lost      string // why there was no journal
 	good      bool   // some configuration was good
+
+	configured bool // the configuration has an entry for this node
 }
 
 // find collects the findings of this moment.
 func (a *Agent) find() findings {
 	f := findings{owners: a.owners.view()}
 	a.mu.Lock()
-	f.inventory, f.trouble, f.invalid, f.good = a.inventory, a.trouble, a.invalid, a.settings != nil
+	settings := a.settings
+	f.inventory, f.trouble, f.invalid, f.good = a.inventory, a.trouble, a.invalid, settings != nil
 	a.mu.Unlock()
+	_, f.configured = a.entry(settings)
 	a.journal.read(func(c *content) { f.nodeUID, f.lost = c.Node.UID, c.Lost })
 	if f.inventory != nil {
 		for _, gpu := range f.inventory.gpus {

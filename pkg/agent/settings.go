@@ -5,12 +5,8 @@ package agent
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -50,28 +46,45 @@ func (a *Agent) configFiles() []string {
 }
 
 // reload reads the configuration and puts it in force. An invalid one leaves the
-// last good one in force, and is reported.
+// last good one in force, that of an earlier run at the start, and is reported.
 func (a *Agent) reload(ctx context.Context) {
-	s, digest, err := readSettings(&a.config)
+	files, problems := readFiles(&a.config)
+	s, digest, err := files.settings(&a.config, problems)
 	a.mu.Lock()
-	before := a.invalid
+	before, first := a.invalid, a.settings == nil
+	a.mu.Unlock()
+	invalid := ""
+	switch {
+	case err == nil:
+		a.keepGood(ctx, &files)
+	case first:
+		s, digest = a.lastGood(ctx)
+	}
 	if err != nil {
-		a.invalid = err.Error()
-	} else {
-		a.invalid = ""
+		invalid = err.Error()
+	}
+	a.mu.Lock()
+	if a.invalid = invalid; s != nil {
 		s.generation = a.count(digest)
 		a.settings = s
 	}
+	inForce := "There is no good configuration, so nothing is offered"
+	if a.settings != nil {
+		inForce = lastGoodInForce
+	}
 	a.mu.Unlock()
-	if err != nil && err.Error() != before {
+	if invalid != "" && invalid != before {
 		var uid types.UID
 		a.journal.read(func(c *content) { uid = c.Node.UID })
-		a.events.configInvalid(uid, "The last good configuration stays in force: "+err.Error())
-		klog.FromContext(ctx).Error(err, "The configuration is invalid")
+		a.events.configInvalid(uid, inForce+": "+invalid)
+		klog.FromContext(ctx).Error(err, "The configuration is invalid. "+inForce)
 	}
 	signal(a.rearrange)
 	a.changed(true)
 }
+
+// lastGoodInForce is said of an invalid configuration.
+const lastGoodInForce = "The last good configuration stays in force"
 
 // count returns the number of a configuration: a new one when it is not the one
 // that was in force before.
@@ -89,51 +102,10 @@ func (a *Agent) count(digest string) int64 {
 // CheckConfig says what the agent would say of configuration files, a line for each
 // problem; an empty name stands for no file. It asks neither hardware nor cluster.
 func CheckConfig(deviceConfig, nodeConfig, migParted string) error {
-	_, _, err := readSettings(&Config{DeviceConfig: deviceConfig, NodeConfig: nodeConfig, MIGPartedConfig: migParted})
+	c := &Config{DeviceConfig: deviceConfig, NodeConfig: nodeConfig, MIGPartedConfig: migParted}
+	files, problems := readFiles(c)
+	_, _, err := files.settings(c, problems)
 	return err
-}
-
-// readSettings reads the files, and returns a digest of them, too. The error joins the
-// problems of all.
-func readSettings(c *Config) (*settings, string, error) {
-	s := &settings{device: config.DefaultDevice()}
-	sum := sha256.New()
-	var problems []error
-	read := func(file string, parse func([]byte) error) {
-		if file == "" {
-			return
-		}
-		text, err := os.ReadFile(file)
-		if err != nil {
-			problems = append(problems, fmt.Errorf("reading configuration: %w", err))
-			return
-		}
-		fmt.Fprintf(sum, "%d ", len(text))
-		_, _ = sum.Write(text)
-		if err := parse(text); err != nil {
-			problems = append(problems, err)
-		}
-	}
-	read(c.DeviceConfig, func(text []byte) (err error) {
-		s.device, err = config.ParseDevice(c.DeviceConfig, text)
-		return err
-	})
-	var cuts *config.MIGParted
-	read(c.MIGPartedConfig, func(text []byte) (err error) {
-		cuts, err = config.ParseMIGParted(c.MIGPartedConfig, text)
-		return err
-	})
-	read(c.NodeConfig, func(text []byte) (err error) {
-		s.nodes, err = config.ParseNode(c.NodeConfig, text)
-		if err != nil || cuts == nil && c.MIGPartedConfig != "" {
-			return err // what a bad file of mig-parted would have cannot be told
-		}
-		return s.nodes.UseMIGParted(cuts)
-	})
-	if err := errors.Join(problems...); err != nil {
-		return nil, "", err
-	}
-	return s, hex.EncodeToString(sum.Sum(nil)), nil
 }
 
 // firstNode learns who the node is before anything else, where no earlier run has

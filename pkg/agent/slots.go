@@ -25,8 +25,8 @@ type slotKeeper struct {
 	capacity int
 }
 
-// run works until ctx ends. It begins when the hardware is known: until then what
-// an earlier run offered holds.
+// run works until ctx ends. It begins when the hardware is known, and offers nothing
+// new without a configuration: until then what an earlier run offered holds.
 func (k *slotKeeper) run(ctx context.Context) {
 	select {
 	case <-ctx.Done():
@@ -66,14 +66,22 @@ func (k *slotKeeper) update() error {
 		}
 		errs = append(errs, k.agent.sweepHomes())
 	}
-	capacity, unhealthy := k.agent.capacity()
-	if !k.known || k.capacity != capacity {
-		err := k.slots.SetCapacity(capacity)
-		k.known, k.capacity = err == nil, capacity
-		errs = append(errs, err)
+	if inv := k.agent.inventoryNow(); inv != nil {
+		errs = append(errs, k.offer(inv))
 	}
-	k.slots.SetUnhealthy(unhealthy)
 	return errors.Join(errs...)
+}
+
+// offer tells the capacity, and which pods' slots are unhealthy.
+func (k *slotKeeper) offer(inv *inventory) error {
+	capacity, unhealthy := k.agent.capacity(inv)
+	k.slots.SetUnhealthy(unhealthy)
+	if k.known && k.capacity == capacity {
+		return nil
+	}
+	err := k.slots.SetCapacity(capacity)
+	k.known, k.capacity = err == nil, capacity
+	return err
 }
 
 // sweepHomes removes the directories of pods that have ended. A container that was
@@ -106,11 +114,8 @@ func (o *ownerView) gpus() []string {
 // returns the pods with a placement on a GPU that stays broken until it is reset,
 // or with an instance of which the hardware reports an error. A GPU that is unhealthy
 // for other reasons may come back, and kubelet would not admit such a pod again.
-func (a *Agent) capacity() (devices int, unhealthy []types.UID) {
-	a.mu.Lock()
-	inv := a.inventory
-	a.mu.Unlock()
-	if inv == nil || !inv.configured {
+func (a *Agent) capacity(inv *inventory) (devices int, unhealthy []types.UID) {
+	if !inv.configured {
 		return 0, nil
 	}
 	most, lost, held := map[string]int{}, map[string]bool{}, map[string]int{}

@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -292,9 +293,60 @@ func TestDriverThatCannotBeOpenedIsReportedAndTriedAgain(t *testing.T) {
 			t.Error("the agent is ready without a driver")
 		default:
 		}
+		b.expectText("condition", b.condition(v1alpha1.ConditionHardwareFailing), "True Failing: The GPUs cannot be listed: opening NVML session")
+		if err := b.agent.Unready(); err != nil {
+			t.Errorf("a rollout waits for a node without a driver, which has said so: %v", err)
+		}
 		b.sleep(time.Minute)
 		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "True Offering: 1 of 1 GPUs take new work.")
 		<-b.agent.Ready()
+		b.expectText("condition", b.condition(v1alpha1.ConditionHardwareFailing), "False None")
+	})
+}
+
+// A node without a driver is ready once its GPUNode says so, not before; one without
+// an entry is no reason to look.
+func TestRolloutWaitsUntilAMissingDriverIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1)
+		b.write("config.json", `{"nodeconfig": []}`)
+		if err := b.node.AddFault(sim.Fault{Call: sim.CallOpen, Code: "DRIVER_NOT_LOADED", Times: 1000}); err != nil {
+			t.Fatal(err)
+		}
+		reconnect := b.cutOff()
+		b.start()
+		defer b.stop()
+		if err := b.agent.Unready(); err == nil || err.Error() != "the GPUs have not been read yet" {
+			t.Errorf("without an API server Unready = %v", err)
+		}
+		reconnect()
+		b.sleep(2 * time.Minute)
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "False DriverUnavailable")
+		b.expectText("condition", b.condition(v1alpha1.ConditionHardwareFailing), "False None")
+		if err := b.agent.Unready(); err != nil {
+			t.Errorf("a rollout waits for a node without a driver, which has said so: %v", err)
+		}
+	})
+}
+
+// Many who ask whether the agent lives cost one goroutine.
+func TestProbesAreShared(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.agent.mu.Lock()
+		first := b.agent.probe()
+		if b.agent.probe() != first {
+			t.Error("a second question while the first is open begins anew")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := b.agent.Alive(ctx); err == nil {
+			t.Error("an agent that does not show its state counts as alive")
+		}
+		b.agent.mu.Unlock()
+		<-first
+		if err := b.agent.Alive(t.Context()); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

@@ -59,6 +59,17 @@ var cases = map[string]struct {
 		summary: "GPU 3 of n1 is unhealthy",
 		quiet:   []situation{`dynamig_gpu_healthy{node="n1",device_uuid="u",device_index="3"} 1x99`},
 	},
+	"DynamigHardwareFailing": {
+		fires:   `dynamig_node_condition{node="n1",condition="HardwareFailing"} 1x99`,
+		summary: "The driver, a GPU or an instance cannot be used on n1",
+		quiet: []situation{
+			`dynamig_node_condition{node="n1",condition="HardwareFailing"} 0x99`,
+			// DynamigGPUUnhealthy names the GPU.
+			`dynamig_node_condition{node="n1",condition="HardwareFailing"} 1x99
+			dynamig_gpu_healthy{node="n1",device_uuid="u",device_index="3"} 0x99
+			dynamig_gpu_healthy{node="n1",device_uuid="v",device_index="4"} 1x99`,
+		},
+	},
 	"DynamigFragmentationHigh": {
 		fires: `dynamig_waiting_pods{reason="no_placement"} 1x99
 			dynamig_gpu_fragmentation_slices{device_uuid="u"} 3x99
