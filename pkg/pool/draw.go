@@ -29,11 +29,12 @@ func (o Options) Draw(obj *v1alpha1.GPUNode, pods []*v1.Pod, catalogues *Catalog
 // Draw is the picture of a node as this scheduler sees it: its ledger counts too,
 // so that choices show before they are written.
 func (p *Pool) Draw(obj *v1alpha1.GPUNode, pods []*v1.Pod) NodePicture {
-	e := p.entries()[obj.Name]
-	if e == nil {
-		return p.opts.Draw(obj, pods, &p.catalogues)
+	if s := p.roll().byName[obj.Name]; s != nil {
+		if node := s.report.Load(); node != nil {
+			return draw(obj, node, p.Ledger, pods)
+		}
 	}
-	return draw(obj, e.report.Load(), p.Ledger, pods)
+	return p.opts.Draw(obj, pods, &p.catalogues)
 }
 
 func draw(obj *v1alpha1.GPUNode, node *Node, ledger *Ledger, pods []*v1.Pod) NodePicture {

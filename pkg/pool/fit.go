@@ -142,12 +142,11 @@ func (v *View) precheck(r *Request) *Verdict {
 // best is the best choice for a single device.
 func (v *View) best(r *Request) (best Assigned, lowest int64, found bool) {
 	if v.simple(r) {
-		gpu, c, cost := v.Node.cheapest(r, 0, v.cut)
+		gpu, c, cost, band := v.Node.cheapest(r, 0, v.cut)
 		if c == nil {
 			return best, 0, false
 		}
-		best = Assigned{GPU: gpu, Choice: *c, cost: cost}
-		return best, v.score(r, 0, &best, Taken{}), true
+		return Assigned{GPU: gpu, Choice: *c, cost: cost}, band + cost, true
 	}
 	for i := range v.Node.GPUs {
 		if a, score, ok := v.bestOn(r, i); ok && (!found || score < lowest) {

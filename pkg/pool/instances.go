@@ -52,7 +52,7 @@ func (s *search) greedily() bool {
 // cheapest is the first of all candidates for a device.
 func (s *search) cheapest(device int) (Assigned, bool) {
 	if s.view.Node.simple {
-		gpu, c, cost := s.view.Node.cheapest(s.request, device, s.cut)
+		gpu, c, cost, _ := s.view.Node.cheapest(s.request, device, s.cut)
 		if c == nil {
 			return Assigned{}, false
 		}

@@ -101,10 +101,12 @@ type Ledger struct {
 	nodes map[string]*shelf // stays once it is made: its revision must not begin anew
 }
 
-// shelf is what a ledger has for one node.
+// shelf is what a ledger has for one node, and the Pool beside it: what a look at a
+// node needs stands together.
 type shelf struct {
 	holders  map[types.UID]*Holder // guarded by Ledger.mu
 	revision atomic.Uint64         // grows under Ledger.mu, with each change of holders
+	entry
 }
 
 // NewLedger returns an empty ledger.

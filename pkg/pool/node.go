@@ -16,16 +16,20 @@ import (
 
 // Node is the compact form of a GPUNode that decisions are made from. Immutable.
 type Node struct {
+	// What decides about most pods stands together: for Filter each line of the
+	// processor's cache is a miss.
+	runs   []run
+	one    [1]run // of runs, where it is the only one
+	simple bool   // takes instances only, and avoids none
+	offers bool   // takes new instances
+	avoids bool   // some place is avoided: see Pool.Avoid
+
 	Name string
 	UID  types.UID // of the Node object
 	GPUs []GPU
 
 	index   map[string]int // GPU UUID to position in GPUs
-	runs    []run
-	simple  bool // takes instances only, and avoids none
-	offers  bool // takes new instances
-	avoids  bool // some place is avoided: see Pool.Avoid
-	devices int  // see Devices
+	devices int            // see Devices
 	refused map[types.UID]struct{}
 
 	idle *View // without any pod
@@ -71,7 +75,7 @@ type run struct {
 
 // divide finds the runs, and what decisions need to know of the node without pods.
 func (n *Node) divide() {
-	n.runs, n.simple, n.avoids, n.offers, n.devices = nil, true, false, false, 0
+	n.runs, n.simple, n.avoids, n.offers, n.devices = n.one[:0], true, false, false, 0
 	blocked := false
 	for i := range n.GPUs {
 		g := &n.GPUs[i]

@@ -53,7 +53,7 @@ func BenchmarkDecideOnNodeOf8(b *testing.B) {
 			v := benchmarkView(b, board, 8, 1)
 			r := benchmarkRequest(geometry.Want{MemoryMiB: 4800, Oversize: true})
 			for b.Loop() {
-				if _, c, _ := v.Node.cheapest(r, 0, v.cut); c == nil {
+				if _, c, _, _ := v.Node.cheapest(r, 0, v.cut); c == nil {
 					b.Fatal("nothing fits")
 				}
 			}
@@ -107,7 +107,7 @@ func BenchmarkBestGPUOf40000(b *testing.B) {
 		for b.Loop() {
 			least := geometry.NoCost
 			for _, v := range busy.views {
-				if _, c, cost := v.Node.cheapest(r, 0, v.cut); c != nil {
+				if _, c, cost, _ := v.Node.cheapest(r, 0, v.cut); c != nil {
 					least = min(least, cost)
 				}
 			}

@@ -5,7 +5,6 @@ package pool
 
 import (
 	"iter"
-	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -26,12 +25,11 @@ type Pool struct {
 	catalogues Catalogues
 	prices     *pricing
 
-	// byName is a copy of nodes that is never changed, for Filter, which asks for each
-	// node of the cluster; nil after a change.
-	byName atomic.Pointer[map[string]*entry]
+	// reading is a roll of nodes; nil after a change.
+	reading atomic.Pointer[roll]
 
 	mu      sync.RWMutex // guards what follows
-	nodes   map[string]*entry
+	nodes   map[string]*shelf
 	broken  map[string]error               // GPUNodes that cannot be read
 	avoided map[string][]*Holder           // by node: see Avoid
 	models  map[*geometry.Catalogue]int    // GPUs offered, by catalogue
@@ -40,15 +38,24 @@ type Pool struct {
 }
 
 // entry is a node with its two newest views: nominated pods make kube-scheduler ask
-// for each node twice, with them and without. To find a view takes few steps: with
-// thousands of nodes each is a miss in the processor's caches.
+// for each node twice, with them and without.
 type entry struct {
-	shelf *shelf
-	node  atomic.Pointer[Node]
-	views [2]atomic.Pointer[View]
-	next  atomic.Uint32
+	object atomic.Pointer[v1.Node] // that was asked for last; see roll
+	node   atomic.Pointer[Node]    // nil while the pool has none
+	views  [2]atomic.Pointer[View]
+	next   atomic.Uint32
 
-	report atomic.Pointer[Node] // without what is avoided
+	report atomic.Pointer[Node] // node without what is avoided
+}
+
+// clear empties what is kept of a node.
+func (e *entry) clear() {
+	e.node.Store(nil)
+	e.report.Store(nil)
+	e.object.Store(nil)
+	for i := range e.views {
+		e.views[i].Store(nil)
+	}
 }
 
 // Key names the content of a NodeInfo. Its generation alone does not: PodGroup
@@ -67,7 +74,7 @@ func New(opts Options) *Pool {
 		Ledger:  ledger,
 		opts:    opts,
 		prices:  newPricing(opts),
-		nodes:   map[string]*entry{},
+		nodes:   map[string]*shelf{},
 		broken:  map[string]error{},
 		avoided: map[string][]*Holder{},
 		models:  map[*geometry.Catalogue]int{},
@@ -143,13 +150,13 @@ func (p *Pool) put(node *Node) {
 	if known {
 		p.count(e.report.Load(), -1)
 	} else {
-		e = &entry{shelf: p.shelf(node.Name)}
+		e = p.shelf(node.Name)
 	}
 	e.report.Store(node)
 	e.node.Store(node.avoiding(p.avoided[node.Name]))
 	if !known {
 		p.nodes[node.Name] = e
-		p.byName.Store(nil)
+		p.reading.Store(nil)
 	}
 }
 
@@ -190,8 +197,9 @@ func (p *Pool) remove(name string) {
 	delete(p.broken, name)
 	if e, ok := p.nodes[name]; ok {
 		delete(p.nodes, name)
-		p.byName.Store(nil)
+		p.reading.Store(nil)
 		p.count(e.report.Load(), -1)
+		e.clear()
 	}
 }
 
@@ -257,13 +265,16 @@ func (p *Pool) Nodes() []*Node {
 // for each key and ledger revision. Nil when the node is not in the pool. Its cost
 // counts: Filter and Score ask for each node, of each pod.
 func (p *Pool) CachedView(of *v1.Node, key Key, pods iter.Seq[*v1.Pod]) *View {
-	e := p.entries()[of.Name]
-	if e == nil {
+	s := p.roll().find(of)
+	if s == nil {
 		return nil
 	}
-	node, revision := e.node.Load(), e.shelf.revision.Load()
-	for i := range e.views {
-		if kept := e.views[i].Load(); kept != nil && kept.key == key && kept.revision == revision && kept.Node == node {
+	node, revision := s.node.Load(), s.revision.Load()
+	if node == nil {
+		return nil // it went a moment ago
+	}
+	for i := range s.views {
+		if kept := s.views[i].Load(); kept != nil && kept.key == key && kept.revision == revision && kept.Node == node {
 			return kept
 		}
 	}
@@ -272,20 +283,20 @@ func (p *Pool) CachedView(of *v1.Node, key Key, pods iter.Seq[*v1.Pod]) *View {
 	view := p.View(node, pods, Scope{}, p.options())
 	view.replaced = !node.Describes(of)
 	view.key, view.revision = key, revision
-	e.views[e.next.Add(1)%2].Store(view)
+	s.views[s.next.Add(1)%2].Store(view)
 	return view
 }
 
-// entries are the nodes, for reading.
-func (p *Pool) entries() map[string]*entry {
-	if kept := p.byName.Load(); kept != nil {
-		return *kept
+// roll lists the nodes, for reading.
+func (p *Pool) roll() *roll {
+	if kept := p.reading.Load(); kept != nil {
+		return kept
 	}
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	copied := maps.Clone(p.nodes)
-	p.byName.Store(&copied) // no writer is between its change and its nil
-	return copied
+	made := newRoll(p.nodes)
+	p.reading.Store(made) // no writer is between its change and its nil
+	return made
 }
 
 // FreshView builds a view that is not kept.

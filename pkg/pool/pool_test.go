@@ -651,6 +651,17 @@ func TestCachedViewFollowsEveryChange(t *testing.T) {
 	if p.CachedView(object("other"), key, none) != nil {
 		t.Error("a node that is not in the pool has a view")
 	}
+	of := object("n")
+	last := p.CachedView(of, key, none)
+	if p.Remove("n"); p.CachedView(of, key, none) != nil {
+		t.Error("a node that was removed has a view")
+	}
+	if err := p.Update(obj); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.CachedView(of, key, none); got == nil || got == last {
+		t.Errorf("a node that came back has the view %p, want one that is not %p", got, last)
+	}
 }
 
 // TestViewCallsNothingUnderItsLock: the pods come from the scheduler, whose queue

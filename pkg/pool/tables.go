@@ -51,10 +51,13 @@ func (r *Request) meet(c *geometry.Catalogue) *tablesOn {
 }
 
 // cheapest is the instance for one device that costs least on a simple node, where
-// GPUs are in these states; nil if there is none. It is a look-up for each GPU.
-func (n *Node) cheapest(r *Request, device int, cut []geometry.State) (gpu int, c *geometry.Choice, cost int64) {
+// GPUs are in these states, with its band; nil if there is none. It is a look-up for
+// each GPU.
+func (n *Node) cheapest(r *Request, device int, cut []geometry.State) (gpu int, c *geometry.Choice, cost, band int64) {
 	if len(n.runs) == 1 { // nearly always: no bands to compare, which take as long as all the rest
-		return r.on(n.runs[0].catalogue).tables[device].Cheapest(cut)
+		on := r.on(n.one[0].catalogue)
+		gpu, c, cost = on.tables[device].Cheapest(cut)
+		return gpu, c, cost, on.bands[device]
 	}
 	least := geometry.NoCost // with the band
 	for i := range n.runs {
@@ -62,11 +65,11 @@ func (n *Node) cheapest(r *Request, device int, cut []geometry.State) (gpu int, 
 		on := r.on(run.catalogue)
 		at, choice, here := on.tables[device].Cheapest(cut[run.from:run.to])
 		if choice != nil && here+on.bands[device] < least {
-			gpu, c, cost = run.from+at, choice, here
-			least = here + on.bands[device]
+			gpu, c, cost, band = run.from+at, choice, here, on.bands[device]
+			least = cost + band
 		}
 	}
-	return gpu, c, cost
+	return gpu, c, cost, band
 }
 
 // simple reports whether all of the node's GPUs are alike to a request: none

@@ -22,10 +22,9 @@ type View struct {
 	key      Key // of a cached one, with revision
 	revision uint64
 
-	occupied []geometry.Occupancy // by position in Node.GPUs
-	taken    []Taken              // likewise, by software shares
-	cut      []geometry.State     // likewise, both as a state for instances: see stateOf
-	idle     int64                // see countIdle
+	cut  []geometry.State  // by position in Node.GPUs, what is taken as a state for instances: see stateOf
+	idle int64             // see countIdle
+	few  [8]geometry.State // cut, where there are no more: beside it, as in Node
 
 	// replaced is set when the report is not of the Node object asked for.
 	replaced bool
@@ -37,6 +36,9 @@ type View struct {
 	// regardless of what is avoided: the view answers what is possible, not what is
 	// to be chosen now.
 	regardless bool
+
+	occupied []geometry.Occupancy // by position in Node.GPUs
+	taken    []Taken              // likewise, by software shares
 }
 
 // Scope says what counts besides the pods given.
@@ -77,7 +79,7 @@ func (l *Ledger) View(node *Node, pods iter.Seq[*v1.Pod], scope Scope, opts Opti
 	// holders wait for this one: nothing foreign runs under it.
 	var there []*v1.Pod
 	for pod := range pods {
-		if pod.UID != scope.Except && opts.Wants(pod) {
+		if pod.UID != scope.Except {
 			there = append(there, pod)
 		}
 	}
@@ -113,7 +115,7 @@ func (b *builder) addPods(ledger map[types.UID]*Holder, pods []*v1.Pod) map[type
 	seen := make(map[types.UID]struct{}, len(pods))
 	unbound := slices.ContainsFunc(pods, func(pod *v1.Pod) bool { return pod.Spec.NodeName == "" })
 	for _, pod := range pods {
-		if _, twice := seen[pod.UID]; twice {
+		if _, twice := seen[pod.UID]; twice || ledger[pod.UID] == nil && !b.opts.Wants(pod) {
 			continue
 		}
 		seen[pod.UID] = struct{}{}
@@ -243,9 +245,9 @@ func newView(node *Node, s state) *View {
 
 // hold sets what is taken, while the view is built.
 func (v *View) hold(s state) {
-	v.occupied, v.taken, v.cut = s.occupied, s.taken, make([]geometry.State, len(s.occupied))
-	for i := range v.cut {
-		v.cut[i] = v.Node.stateOf(i, &s)
+	v.occupied, v.taken, v.cut = s.occupied, s.taken, v.few[:0]
+	for i := range s.occupied {
+		v.cut = append(v.cut, v.Node.stateOf(i, &s))
 	}
 	v.idle = v.countIdle()
 }

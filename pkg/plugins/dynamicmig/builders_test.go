@@ -5,6 +5,7 @@ package dynamicmig
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,7 +28,7 @@ func container(name, wants string) v1.Container {
 	list := map[v1.ResourceName]string{}
 	for _, field := range strings.Fields(wants) {
 		key, value, _ := strings.Cut(field, "=")
-		if key != "cpu" {
+		if !slices.Contains([]string{"cpu", "memory", "ephemeral-storage"}, key) {
 			key = "nvidia.com/" + key
 		}
 		list[v1.ResourceName(key)] = value

@@ -38,9 +38,10 @@ const FitName = "DynamicMIGFit"
 // ignored by default. Its queueing hints ignore them too: upstream's ask Fits()
 // without ignoredResources (kubernetes pkg/scheduler/framework/plugins/
 // noderesources/fit.go:541-550, 639-649), so that a pod with nvidia.com/gpumem
-// would wait five minutes for a node that suits it. And it compares slots itself:
-// upstream matches the name of each extended resource with regular expressions, on
-// each node (fit.go:766), which takes longer than all the rest of its Filter.
+// would wait five minutes for a node that suits it. And it finds room itself, leaving
+// to upstream to say what lacks: upstream allocates a list for the reasons on each
+// node, also where there are none (fit.go:711), and matches the name of each extended
+// resource with regular expressions (fit.go:771).
 type Fit struct {
 	*noderesources.Fit
 	resources sets.Set[string]          // ignored, by name
@@ -101,16 +102,20 @@ func (f *Factory) resources() v1alpha1.Resources {
 // Name returns FitName.
 func (f *Fit) Name() string { return FitName }
 
-// slots are the devices that a pod asks of kubelet, in the CycleState.
-type slots struct {
-	of    v1.ResourceName
+// asked is what a pod asks a node for, in the CycleState.
+type asked struct {
+	slots v1.ResourceName
 	count int64
+	rest  fwk.Resource // all else, as upstream has read it; nil where only upstream can compare it
 }
 
-const slotsKey fwk.StateKey = FitName
+const (
+	askedKey    fwk.StateKey = FitName
+	upstreamKey fwk.StateKey = "PreFilter" + noderesources.Name // fit.go:58
+)
 
-// Clone returns the slots: they never change.
-func (s slots) Clone() fwk.StateData { return s }
+// Clone returns what was asked: it never changes.
+func (a *asked) Clone() fwk.StateData { return a }
 
 // PreFilter is upstream's for the pod without ignored resources and slots.
 func (f *Fit) PreFilter(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
@@ -119,17 +124,32 @@ func (f *Fit) PreFilter(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, nod
 		return f.Fit.PreFilter(ctx, cs, f.without(pod), nodes)
 	}
 	requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
-	asked := requests[names.Count]
-	cs.Write(slotsKey, slots{names.Count, asked.Value()})
-	return f.Fit.PreFilter(ctx, cs, f.stripped(pod, func(name v1.ResourceName) bool {
+	count := requests[names.Count]
+	result, status := f.Fit.PreFilter(ctx, cs, f.stripped(pod, func(name v1.ResourceName) bool {
 		return name == names.Count || f.ignores(name)
 	}), nodes)
+	cs.Write(askedKey, &asked{slots: names.Count, count: count.Value(), rest: upstreamRequest(cs)})
+	return result, status
+}
+
+// upstreamRequest is what upstream's PreFilter has read of a pod; nil where there are
+// other extended resources, for which it has rules.
+func upstreamRequest(cs fwk.CycleState) fwk.Resource {
+	data, err := cs.Read(upstreamKey)
+	if err != nil {
+		return nil
+	}
+	if r, ok := data.(fwk.Resource); ok && len(r.GetScalarResources()) == 0 {
+		return r
+	}
+	return nil
 }
 
 // Filter is upstream's, and compares the slots.
 func (f *Fit) Filter(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, ni fwk.NodeInfo) *fwk.Status {
-	if data, err := cs.Read(slotsKey); err == nil {
-		if status := data.(slots).enough(ni); status != nil {
+	if data, err := cs.Read(askedKey); err == nil {
+		a := data.(*asked)
+		if status := a.enough(ni); status != nil || a.fits(ni) {
 			return status
 		}
 	}
@@ -137,16 +157,30 @@ func (f *Fit) Filter(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, ni fwk
 }
 
 // enough compares slots as upstream compares resources.
-func (s slots) enough(ni fwk.NodeInfo) *fwk.Status {
-	offered := ni.GetAllocatable().GetScalarResources()[s.of]
-	switch taken := ni.GetRequested().GetScalarResources()[s.of]; {
-	case s.count > offered:
-		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, insufficient+string(s.of))
-	case s.count > offered-taken:
-		return fwk.NewStatus(fwk.Unschedulable, insufficient+string(s.of))
+func (a *asked) enough(ni fwk.NodeInfo) *fwk.Status {
+	offered := ni.GetAllocatable().GetScalarResources()[a.slots]
+	switch taken := ni.GetRequested().GetScalarResources()[a.slots]; {
+	case a.count > offered:
+		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, insufficient+string(a.slots))
+	case a.count > offered-taken:
+		return fwk.NewStatus(fwk.Unschedulable, insufficient+string(a.slots))
 	default:
 		return nil
 	}
+}
+
+// fits reports whether there is room for the rest. Where it says no upstream may still
+// say yes: to a pod that grows on its node (fit.go:710-764, 801).
+func (a *asked) fits(ni fwk.NodeInfo) bool {
+	if a.rest == nil {
+		return false
+	}
+	has, taken := ni.GetAllocatable(), ni.GetRequested()
+	room := func(wanted, has, taken int64) bool { return wanted == 0 || wanted <= has-taken }
+	return len(ni.GetPods()) < has.GetAllowedPodNumber() &&
+		room(a.rest.GetMilliCPU(), has.GetMilliCPU(), taken.GetMilliCPU()) &&
+		room(a.rest.GetMemory(), has.GetMemory(), taken.GetMemory()) &&
+		room(a.rest.GetEphemeralStorage(), has.GetEphemeralStorage(), taken.GetEphemeralStorage())
 }
 
 // insufficient is how upstream begins what the monitor reads.

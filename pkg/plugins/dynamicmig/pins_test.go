@@ -5,7 +5,8 @@ package dynamicmig
 
 import (
 	"context"
-	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -239,48 +240,91 @@ func TestPinFitFilterIgnoresIgnoredResources(t *testing.T) {
 	})
 }
 
-// DynamicMIGFit compares slots as upstream does, in fewer words.
-func TestFitComparesSlotsAsUpstream(t *testing.T) {
+// DynamicMIGFit compares what nodes have with what pods ask for as upstream does, in
+// fewer words, and slots first.
+func TestFitComparesAsUpstream(t *testing.T) {
 	inRig(t, func(r *rig) {
 		ours, upstream := must(r.factory.NewFit(r.ctx, nil, r.framework)).(*Fit), upstreamFit(t, r.framework)
-		type filter interface {
-			fwk.PreFilterPlugin
-			fwk.FilterPlugin
-		}
-		verdict := func(f filter, p *v1.Pod, ni fwk.NodeInfo) string {
-			state := newState()
-			if _, status := f.PreFilter(r.ctx, state, p, nil); !status.IsSuccess() {
-				t.Fatal(status)
-			}
-			status := f.Filter(r.ctx, state, p, ni)
-			return status.Code().String() + " " + status.Message()
-		}
 		withInit := pod("p", "gpu=1").Obj()
-		withInit.Spec.InitContainers = []v1.Container{container("i", "gpu=2")}
+		withInit.Spec.InitContainers = []v1.Container{container("i", "gpu=2 cpu=3")}
+		placed := pod("p", "gpu=1 cpu=2").Node("n").Obj()
+		pods := []*v1.Pod{
+			pod("p", "gpu=1 gpumem=8000").Obj(), pod("p", "gpu=3 cpu=1").Obj(), pod("p", "cpu=3 gpu=1").Obj(), pod("p", "cpu=1").Obj(),
+			pod("p", "gpu=1 memory=2Gi").Obj(), pod("p", "gpu=1 memory=1Gi cpu=1").Obj(), pod("p", "gpu=1 ephemeral-storage=2Gi").Obj(),
+			pod("p", "gpu=1 cpu=5 memory=5Gi").Obj(), pod("p", "gpu=1 other=1").Obj(), pod("p", "gpu=1 cpu=0").Obj(), withInit, placed,
+		}
 		seen := map[string]bool{}
-		for offered := range 4 {
-			for taken := range 3 {
-				ni := framework.NewNodeInfo()
-				n := node("n").Obj()
-				n.Status.Allocatable[v1alpha1.ResourceGPU] = *resource.NewQuantity(int64(offered), resource.DecimalSI)
-				ni.SetNode(n)
-				if taken > 0 {
-					ni.AddPodInfo(podInfo(t, pod("q", fmt.Sprintf("gpu=%d", taken)).Node("n").Obj()))
-				}
-				for _, p := range []*v1.Pod{
-					pod("p", "gpu=1 gpumem=8000").Obj(), pod("p", "gpu=3 cpu=1").Obj(), pod("p", "cpu=65 gpu=1").Obj(), pod("p", "cpu=1").Obj(),
-					withInit,
-				} {
-					got, want := verdict(ours, p, ni), verdict(upstream, p, ni)
-					seen[want] = true
-					if got != want && !(strings.HasSuffix(got, insufficient+string(v1alpha1.ResourceGPU)) && strings.Contains(want, insufficient+string(v1alpha1.ResourceGPU))) {
-						t.Errorf("%d slots of %d taken, pod asks for %v: %s, upstream says %s", taken, offered, p.Spec.Containers[0].Resources.Requests, got, want)
-					}
+		for _, ni := range manyNodes(t) {
+			for _, p := range pods {
+				got, want := verdictOf(t, ours, p, ni), verdictOf(t, upstream, p, ni)
+				seen[want] = true
+				if got != want && !(strings.HasSuffix(got, insufficient+string(v1alpha1.ResourceGPU)) && strings.Contains(want, insufficient+string(v1alpha1.ResourceGPU))) {
+					t.Errorf("a node with %+v of which %+v is taken, and a pod that asks for %v: %s, upstream says %s",
+						ni.GetAllocatable(), ni.GetRequested(), p.Spec.Containers[0].Resources.Requests, got, want)
 				}
 			}
 		}
-		if len(seen) < 4 {
-			t.Errorf("upstream's verdicts are only %v", seen)
+		for _, what := range []string{"Too many pods", "cpu", "memory", "ephemeral-storage", "nvidia.com/gpu", "nvidia.com/other"} {
+			if !slices.ContainsFunc(slices.Collect(maps.Keys(seen)), func(verdict string) bool { return strings.HasSuffix(verdict, what) }) {
+				t.Errorf("no node lacks only %s", what)
+			}
+		}
+	})
+}
+
+// manyNodes have from none to enough of everything, with or without a pod.
+func manyNodes(t *testing.T) []fwk.NodeInfo {
+	t.Helper()
+	var infos []fwk.NodeInfo
+	for slots := range 4 {
+		for _, has := range []string{"1 1Gi 1Gi 9", "2 2Gi 2Gi 1", "4 4Gi 0 2", "8 8Gi 4Gi 9"} {
+			for _, taken := range []string{"", "gpu=1", "gpu=2 cpu=2 memory=1Gi", "cpu=9 memory=9Gi ephemeral-storage=1Gi"} {
+				n := node("n").Obj()
+				n.Status.Allocatable[v1alpha1.ResourceGPU] = *resource.NewQuantity(int64(slots), resource.DecimalSI)
+				for i, name := range []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage, v1.ResourcePods} {
+					n.Status.Allocatable[name] = resource.MustParse(strings.Fields(has)[i])
+				}
+				ni := framework.NewNodeInfo()
+				ni.SetNode(n)
+				if taken != "" {
+					ni.AddPodInfo(podInfo(t, pod("q", taken).Node("n").Obj()))
+				}
+				infos = append(infos, ni)
+			}
+		}
+	}
+	return infos
+}
+
+// verdictOf is what a plugin's Filter says.
+func verdictOf(t *testing.T, f interface {
+	fwk.PreFilterPlugin
+	fwk.FilterPlugin
+}, p *v1.Pod, ni fwk.NodeInfo) string {
+	t.Helper()
+	state := newState()
+	if _, status := f.PreFilter(t.Context(), state, p, nil); !status.IsSuccess() {
+		t.Fatal(status)
+	}
+	status := f.Filter(t.Context(), state, p, ni)
+	return status.Code().String() + " " + status.Message()
+}
+
+// TestFitAsksUpstreamForReasonsOnly: what NodeResourcesFit has read of a pod is where
+// it is looked for (noderesources/fit.go:58, 336).
+func TestFitAsksUpstreamForReasonsOnly(t *testing.T) {
+	inRig(t, func(r *rig) {
+		fit := must(r.factory.NewFit(r.ctx, nil, r.framework)).(*Fit)
+		state := newState()
+		if _, status := fit.PreFilter(t.Context(), state, pod("p", "gpu=1 cpu=3 memory=2Gi").Obj(), nil); !status.IsSuccess() {
+			t.Fatal(status)
+		}
+		data, err := state.Read(askedKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a := data.(*asked); a.rest == nil || a.rest.GetMilliCPU() != 3000 || a.rest.GetMemory() != 2<<30 || a.count != 1 {
+			t.Errorf("the pod asks for %+v, want 3 CPUs, 2 GiB and a slot", a)
 		}
 	})
 }
