@@ -182,7 +182,7 @@ func New(settings Config) (*Agent, error) {
 		config:     settings,
 		journal:    j,
 		events:     newEvents(settings.Node),
-		session:    &session{open: settings.Open},
+		session:    newSession(settings.Open),
 		metrics:    j.metrics,
 		watch:      config.Watch,
 		ready:      make(chan struct{}),

@@ -771,6 +771,26 @@ func TestStopDoesNotWaitForEverForACall(t *testing.T) {
 	})
 }
 
+func TestStopDoesNotWaitForASessionThatDoesNotOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1)
+		release := make(chan struct{})
+		b.wrap = func(d nvml.Driver) nvml.Driver {
+			<-release
+			return d
+		}
+		b.start()
+		b.sleep(time.Minute)
+		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "the driver has been listing them since")
+		begin := time.Now()
+		b.stop()
+		if took := time.Since(begin); took > 10*time.Second {
+			t.Errorf("stopping took %s", took)
+		}
+		close(release)
+	})
+}
+
 func TestGPUThatIsExcludedAndBackHasOneWorkerStill(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		release := make(chan struct{})

@@ -173,7 +173,7 @@ func TestWithoutResetTheReportNamesWhoIsInTheWay(t *testing.T) {
 // A reset waits for the driver calls of other GPUs, and gives up on one that hangs.
 func TestResetWaitsForOtherCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &session{open: func() (nvml.Driver, error) { return closer{}, nil }}
+		s := newSession(func() (nvml.Driver, error) { return closer{}, nil })
 		ends := make(chan struct{})
 		go s.use(t.Context(), nil, func(nvml.Driver) error {
 			<-ends
@@ -223,7 +223,7 @@ func TestResetWaitsForOtherCalls(t *testing.T) {
 // every other reset.
 func TestResetThatDoesNotEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &session{open: func() (nvml.Driver, error) { return closer{}, nil }}
+		s := newSession(func() (nvml.Driver, error) { return closer{}, nil })
 		ends := make(chan struct{})
 		result := make(chan error, 1)
 		go func() {
@@ -258,7 +258,7 @@ func TestResetThatDoesNotEnd(t *testing.T) {
 // A wait for events has the GPUs open, also in a closed session.
 func TestResetWaitsForWaitsForEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &session{open: func() (nvml.Driver, error) { return closer{}, nil }}
+		s := newSession(func() (nvml.Driver, error) { return closer{}, nil })
 		go s.wait(waiter{}, 3*time.Second)
 		synctest.Wait()
 		before := time.Now()

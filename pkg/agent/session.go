@@ -16,9 +16,10 @@ import (
 // session is the one NVML session. It is opened when first needed and again after
 // the driver said that it is lost. Safe for parallel use.
 type session struct {
-	open func() (nvml.Driver, error)
+	open    func() (nvml.Driver, error)
+	opening chan struct{} // with room for one; full while a session is opened, which may never end
 
-	mu        sync.Mutex        // guards what follows; held while a session is opened
+	mu        sync.Mutex        // guards what follows; never held across a driver call but Close
 	driver    nvml.Driver       // nil when there is none
 	lost      bool              // the last session was lost
 	reloads   int               // sessions opened after one was lost
@@ -27,6 +28,10 @@ type session struct {
 	waits     int               // waits for events that run now
 	barrier   chan struct{}     // closed when calls may begin again; nil when they may
 	resetting bool              // a reset runs, maybe for longer than calls wait for it
+}
+
+func newSession(open func() (nvml.Driver, error)) *session {
+	return &session{open: open, opening: make(chan struct{}, 1), running: map[int]time.Time{}}
 }
 
 // reloaded is how many sessions came after one that the driver had lost: when it
@@ -42,45 +47,72 @@ func (s *session) reloaded() int {
 // told when the call has to wait for the reset of a GPU and when that is over; it
 // may be nil.
 func (s *session) use(ctx context.Context, held func(bool), f func(nvml.Driver) error) (opened bool, err error) {
-	d, call, opened, err := s.current(ctx, held)
+	call, err := s.begin(ctx, held)
 	if err != nil {
 		return false, err
 	}
-	err = f(d)
+	d, opened, err := s.current(ctx)
+	if err == nil {
+		err = f(d)
+	}
 	s.mu.Lock()
 	delete(s.running, call)
 	s.mu.Unlock()
-	if errors.Is(err, nvml.ErrUninitialized) {
+	if d != nil && errors.Is(err, nvml.ErrUninitialized) {
 		err = errors.Join(err, s.forget(d))
 	}
 	return opened, err
 }
 
-func (s *session) current(ctx context.Context, held func(bool)) (d nvml.Driver, call int, opened bool, err error) {
+// begin notes a call, once calls may begin.
+func (s *session) begin(ctx context.Context, held func(bool)) (call int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.barrier != nil {
-		err := s.pass(ctx, s.barrier, held)
-		if err != nil {
-			return nil, 0, false, err
+		if err := s.pass(ctx, s.barrier, held); err != nil {
+			return 0, err
 		}
-	}
-	if s.driver == nil {
-		if d, err = s.open(); err != nil {
-			return nil, 0, false, fmt.Errorf("opening NVML session: %w", err)
-		}
-		opened = true
-		if s.driver = d; s.lost {
-			s.reloads++
-			s.lost = false
-		}
-	}
-	if s.running == nil {
-		s.running = map[int]time.Time{}
 	}
 	s.begun++
 	s.running[s.begun] = time.Now()
-	return s.driver, s.begun, opened, nil
+	return s.begun, nil
+}
+
+// current returns the session's driver, and whether it was opened for this call.
+// Opening cannot be cancelled; other calls wait for it until their ctx ends.
+func (s *session) current(ctx context.Context) (d nvml.Driver, opened bool, err error) {
+	if d := s.now(); d != nil {
+		return d, false, nil
+	}
+	select {
+	case s.opening <- struct{}{}:
+		defer func() { <-s.opening }()
+	case <-ctx.Done():
+		return nil, false, ctx.Err()
+	}
+	if d := s.now(); d != nil {
+		return d, false, nil
+	}
+	if d, err = s.open(); err != nil {
+		return nil, false, fmt.Errorf("opening NVML session: %w", err)
+	}
+	if err := ctx.Err(); err != nil { // the agent may have closed the session for good
+		return nil, false, errors.Join(err, d.Close())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.driver = d; s.lost {
+		s.reloads++
+		s.lost = false
+	}
+	return d, true, nil
+}
+
+// now is the session's driver, nil when there is none.
+func (s *session) now() nvml.Driver {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.driver
 }
 
 // pass waits until calls may begin again. mu is held, but for the wait.
