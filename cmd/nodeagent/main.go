@@ -123,7 +123,7 @@ func (o *options) agentConfig() (agent.Config, error) {
 	}
 	return agent.Config{
 		Node: o.nodeName, StateDir: o.stateDir, DeviceConfig: o.deviceConfig, NodeConfig: o.nodeConfig, MIGPartedConfig: o.migParted,
-		Open: o.open, Nodes: o.capabilities(), Openers: agent.Openers(o.procDir), Reset: reset,
+		Open: o.open, Nodes: o.capabilities(), Openers: agent.Openers(o.procDir), ProcessesOf: agent.ProcessesOf(o.procDir), Reset: reset,
 		Resource: o.resource(),
 		HAMiCore: hamicore.Dir{Path: o.hamiCoreDir, Lock: o.hamiCoreLock},
 		Client:   client, GPUNodes: gpuNodes.DynamigV1alpha1(),

@@ -34,7 +34,7 @@ func newAgent(t *testing.T, dir string) *agent.Agent {
 	t.Helper()
 	a, err := agent.New(agent.Config{
 		Node: "n", StateDir: dir, Open: func() (nvml.Driver, error) { return sim.Open(dir) },
-		Nodes: nvml.Capabilities{Root: dir}, Openers: agent.Openers(dir),
+		Nodes: nvml.Capabilities{Root: dir}, Openers: agent.Openers(dir), ProcessesOf: agent.ProcessesOf(dir),
 		Client: fake.NewSimpleClientset(), GPUNodes: gpunodefake.NewSimpleClientset().DynamigV1alpha1(),
 	})
 	if err != nil {

@@ -56,6 +56,8 @@ type Config struct {
 	Nodes   Nodes
 	Openers func([]DeviceNumber) ([]int, error) // processes that hold devices open; see Openers
 
+	ProcessesOf func(types.UID) ([]int, error) // of a pod's containers; see ProcessesOf
+
 	// Reset resets one GPU, so that a change of its MIG mode comes into force. It is
 	// called only for a GPU that nobody uses, while the NVML session is closed. nil:
 	// no GPU is ever reset.
@@ -118,7 +120,7 @@ func (t Timing) withDefaults() Timing {
 func (c *Config) check() error {
 	for field, missing := range map[string]bool{
 		"Node": c.Node == "", "StateDir": c.StateDir == "", "Open": c.Open == nil, "Nodes": c.Nodes == nil,
-		"Openers": c.Openers == nil, "Client": c.Client == nil, "GPUNodes": c.GPUNodes == nil,
+		"Openers": c.Openers == nil, "ProcessesOf": c.ProcessesOf == nil, "Client": c.Client == nil, "GPUNodes": c.GPUNodes == nil,
 	} {
 		if missing {
 			return fmt.Errorf("agent configuration: %s is not set", field)

@@ -385,6 +385,71 @@ func TestInUseInstanceIsStuckUntilItClears(t *testing.T) {
 	})
 }
 
+// TestContainerThatOutlivesItsPodKeepsItsInstance: kubelet lets a container run on
+// for its grace period when its pod is deleted with force, and it may open its
+// devices again at any time.
+func TestContainerThatOutlivesItsPodKeepsItsInstance(t *testing.T) {
+	for next, why := range map[string]string{
+		"1g.5gb@0":  "reusing 1g.5gb on GPU 0 at 0: in use: process 4711 of the deleted pod that had it still runs",
+		"2g.10gb@0": "1g.5gb on GPU 0 at 0 is in the way and cannot be destroyed: in use: process 4711 of the deleted pod",
+	} {
+		t.Run(next, func(t *testing.T) {
+			onBench(t, func(t *testing.T, b *bench) {
+				b.bind(pod{name: "old", devices: b.on(0, "1g.5gb@0")})
+				b.mustPrepare("old")
+				b.running.Store(uidOf("old"), 4711)
+				b.remove("old")
+				b.bind(pod{name: "a", devices: b.on(0, next)})
+				for range 2 {
+					b.sleep(20 * time.Second)
+					b.expectText("phase", b.phaseOf("a"), "Failing: "+why)
+					b.expectText("GPU 0", b.reported(0), "1g.5gb@0:Idle")
+					b.restart()
+				}
+				b.running.Delete(uidOf("old"))
+				b.sleep(11 * time.Second)
+				b.mustPrepare("a")
+				b.expect(0, next)
+			})
+		})
+	}
+}
+
+// TestWhoWasLastIsKnownUntilTheInstanceIsGone: a destruction that failed half way is
+// as safe as before when it is tried again.
+func TestWhoWasLastIsKnownUntilTheInstanceIsGone(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.bind(pod{name: "old", devices: b.on(0, "1g.5gb@0")})
+		b.mustPrepare("old")
+		b.remove("old")
+		if err := b.node.FailCall(sim.CallDestroyComputeInstance, 1, nvml.ErrInUse); err != nil {
+			t.Fatal(err)
+		}
+		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})
+		b.running.Store(uidOf("old"), 4711)
+		b.sleep(20 * time.Second)
+		b.expectText("phase", b.phaseOf("a"), "process 4711 of the deleted pod that had it still runs")
+		b.running.Delete(uidOf("old"))
+		b.sleep(11 * time.Second)
+		b.mustPrepare("a")
+	})
+}
+
+// TestRefusedPodKeepsNoInstance: a refused pod may have containers without a GPU,
+// which run on.
+func TestRefusedPodKeepsNoInstance(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		b.foreign(1, "3g.20gb@4")
+		b.sleep(11 * time.Second)
+		b.bind(pod{name: "refused", devices: append(b.on(0, "1g.5gb@0"), b.on(1, "2g.10gb@4")...)})
+		b.running.Store(uidOf("refused"), 4711)
+		b.expectText("phase", b.phaseOf("refused"), "Refused")
+		b.bind(pod{name: "a", devices: b.on(0, "2g.10gb@0")})
+		b.mustPrepare("a")
+		b.expect(0, "2g.10gb@0")
+	})
+}
+
 func TestStuckInstanceIsDestroyedInTheEndThoughNobodyNeedsItsPlace(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		b.bind(pod{name: "old", devices: b.on(0, "1g.5gb@0")})

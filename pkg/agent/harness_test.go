@@ -87,6 +87,7 @@ type bench struct {
 	reset  func(context.Context, nvml.GPU) error // of a GPU; nil = never
 
 	gpuOpener atomic.Int64 // process that has every GPU's device open; 0 = none
+	running   sync.Map     // by pod UID: a process of it that does not end with its object
 	timing    Timing
 
 	library hamicore.Dir // for software shares; zero = none
@@ -169,7 +170,7 @@ func (b *bench) start() {
 			}
 			return driver, nil
 		},
-		Nodes: nvml.Capabilities{Root: b.root}, Openers: b.open, Reset: b.reset, HAMiCore: b.library,
+		Nodes: nvml.Capabilities{Root: b.root}, Openers: b.open, ProcessesOf: b.processesOf, Reset: b.reset, HAMiCore: b.library,
 		Client: b.client, GPUNodes: b.gpuNodes.DynamigV1alpha1(), KubeletPods: b.kubeletPods, Timing: b.timing,
 	})
 	if err != nil {
@@ -208,6 +209,14 @@ func (b *bench) open(devices []DeviceNumber) ([]int, error) {
 	}
 	if pid := int(b.opener.Load()); pid != 0 {
 		return []int{pid}, nil
+	}
+	return nil, nil
+}
+
+// processesOf is the agent's ProcessesOf.
+func (b *bench) processesOf(pod types.UID) ([]int, error) {
+	if pid, ok := b.running.Load(pod); ok {
+		return []int{pid.(int)}, nil
 	}
 	return nil, nil
 }

@@ -259,7 +259,7 @@ func (a *Agent) workerFor(ctx context.Context, gpu nvml.GPU, mode string, reload
 	w := &worker{
 		id: gpu.ID, gpu: gpu, wanted: mode,
 		session: a.session, journal: a.journal, owners: a.owners,
-		nodes: a.config.Nodes, openers: a.config.Openers, reset: a.config.Reset, timing: a.config.Timing, metrics: a.metrics, calls: &a.calls,
+		nodes: a.config.Nodes, openers: a.config.Openers, processesOf: a.config.ProcessesOf, reset: a.config.Reset, timing: a.config.Timing, metrics: a.metrics, calls: &a.calls,
 		changed: a.changed, learned: func() { signal(a.rearrange) }, stop: stop,
 		kick: make(chan struct{}, 1), first: make(chan struct{}), done: make(chan struct{}),
 		troubles: troubles{least: a.config.Timing.RetryLeast, most: a.config.Timing.RetryMost, all: map[task]trouble{}},

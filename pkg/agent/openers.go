@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // DeviceNumber identifies a character device, whatever its path.
@@ -30,27 +31,53 @@ type DeviceNumber struct {
 // open file of the node, some ten milliseconds.
 func Openers(proc string) func([]DeviceNumber) ([]int, error) {
 	return func(devices []DeviceNumber) ([]int, error) {
-		entries, err := os.ReadDir(proc)
-		if err != nil {
-			return nil, fmt.Errorf("listing processes: %w", err)
-		}
-		var pids []int
-		for _, entry := range entries {
-			pid, err := strconv.Atoi(entry.Name())
-			if err != nil || pid == os.Getpid() {
-				continue
-			}
-			holds, err := holdsOpen(filepath.Join(proc, entry.Name(), "fd"), devices)
-			if err != nil {
-				return nil, fmt.Errorf("listing open files of process %d: %w", pid, err)
-			}
-			if holds {
-				pids = append(pids, pid)
-			}
-		}
-		slices.Sort(pids)
-		return pids, nil
+		return processes(proc, func(process string) (bool, error) { return holdsOpen(filepath.Join(process, "fd"), devices) })
 	}
+}
+
+// ProcessesOf returns a function that lists the processes of a pod's containers, from
+// a proc file system as that of Openers. What names the pod is their control group:
+// kubelet calls it after the pod's UID, as it is with the driver cgroupfs, with _ for
+// each - with systemd's (k8s.io/kubernetes pkg/kubelet/cm: GetPodContainerName,
+// escapeSystemdCgroupName). With cgroupsPerQOS: false kubelet makes none, and none
+// of a pod's processes is found. One pass costs a small file for each process.
+func ProcessesOf(proc string) func(types.UID) ([]int, error) {
+	return func(pod types.UID) ([]int, error) {
+		plain := "pod" + string(pod)
+		escaped := strings.ReplaceAll(plain, "-", "_")
+		return processes(proc, func(process string) (bool, error) {
+			text, err := os.ReadFile(filepath.Join(process, "cgroup"))
+			if gone(err) {
+				return false, nil
+			}
+			return strings.Contains(string(text), plain) || strings.Contains(string(text), escaped), err
+		})
+	}
+}
+
+// processes lists the processes of proc but the calling one that are of a kind, by
+// their directories.
+func processes(proc string, is func(process string) (bool, error)) ([]int, error) {
+	entries, err := os.ReadDir(proc)
+	if err != nil {
+		return nil, fmt.Errorf("listing processes: %w", err)
+	}
+	var pids []int
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		found, err := is(filepath.Join(proc, entry.Name()))
+		if err != nil {
+			return nil, fmt.Errorf("looking at process %d: %w", pid, err)
+		}
+		if found {
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	return pids, nil
 }
 
 // holdsOpen reports whether a directory of descriptors has one of the devices. A

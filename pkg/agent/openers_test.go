@@ -70,6 +70,29 @@ func TestOpenersAreFoundByDeviceNumber(t *testing.T) {
 	}
 }
 
+func TestProcessesOfAPodAreFoundByTheirControlGroup(t *testing.T) {
+	const uid = "0a1b2c3d-4e5f-6789-abcd-ef0123456789"
+	proc := fakeProc(t, map[int][]string{1: {}, 2: {}, 3: {}, 4: {}, 5: {}, 6: {}})
+	for pid, group := range map[int]string{
+		1: "0::/init.scope",
+		2: "4:memory:/kubepods/besteffort/pod" + uid + "/5f3b\n1:name=systemd:/kubepods/besteffort/pod" + uid + "/5f3b",
+		3: "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0a1b2c3d_4e5f_6789_abcd_ef0123456789.slice/cri-containerd-5f3b.scope",
+		4: "0::/../../kubepods-pod0a1b2c3d_4e5f_6789_abcd_ef0123456789.slice/crio-5f3b.scope/nested", // from within another namespace
+		5: "0::/kubepods/besteffort/pod9a1b2c3d-4e5f-6789-abcd-ef0123456789/5f3b",
+	} {
+		if err := os.WriteFile(filepath.Join(proc, fmt.Sprint(pid), "cgroup"), []byte(group+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := ProcessesOf(proc)(uid)
+	if diff := cmp.Diff([]int{2, 3, 4}, got); diff != "" || err != nil {
+		t.Errorf("ProcessesOf(%s) = %v (-want +got):\n%s", uid, err, diff)
+	}
+	if _, err := ProcessesOf(filepath.Join(proc, "none"))(uid); err == nil {
+		t.Error("ProcessesOf = nil where proc cannot be read, want an error: nothing was proven")
+	}
+}
+
 func TestOpenersFailWhereProcIsNotReadable(t *testing.T) {
 	if _, err := Openers(filepath.Join(t.TempDir(), "none"))(nil); err == nil {
 		t.Error("Openers = nil, want an error: nothing was proven")

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"slices"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/geometry"
 	"github.com/dynamig/dynamig/pkg/nvml"
@@ -33,7 +35,8 @@ type found struct {
 	nvml.Instance
 	span   v1alpha1.Span
 	ours   bool
-	record record // of ours; Owner is set only while that pod wants it
+	record record    // of ours; Owner is set only while that pod wants it
+	former types.UID // the pod that ours was given to last, whether that wants it or not; empty = none, or not known
 }
 
 // idle reports whether it is ours and nobody's.
@@ -258,7 +261,7 @@ func match(hardware []nvml.Instance, records map[v1alpha1.Span]record, wants []w
 		r, known := records[f.span]
 		if known && (r.UUID == "" || in.UUID == "" || r.UUID == in.UUID) {
 			seen[f.span] = true
-			f.ours, f.record = true, r
+			f.ours, f.record, f.former = true, r, r.Owner
 			if !slices.ContainsFunc(wants, func(w want) bool { return w.span == f.span && w.owner == r.Owner }) {
 				f.record.Owner = ""
 			}

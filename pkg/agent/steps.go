@@ -227,7 +227,7 @@ func (w *worker) destroy(ctx context.Context, f *found, clearedFor types.UID) er
 	if err := w.proveQuiet(ctx, f); err != nil {
 		return err
 	}
-	if err := w.record(f.span, record{State: destroying, UUID: f.record.UUID}); err != nil {
+	if err := w.record(f.span, record{State: destroying, UUID: f.record.UUID, Owner: f.former}); err != nil {
 		return err
 	}
 	if f.CI != nvml.NoCI {
@@ -265,9 +265,11 @@ func isGone(err error) bool {
 	return errors.Is(err, nvml.ErrNotFound) || errors.Is(err, nvml.ErrNotSupported)
 }
 
-// proveQuiet returns an error unless nobody uses an instance: the driver lists no
-// process, and no process has its capability devices open. Without a compute
-// instance nobody can.
+// proveQuiet returns an error unless nobody uses an instance or may do so at any
+// time: the driver lists no process, no process has its capability devices open, and
+// none is left of the pod that had it. A container outlives a pod that is deleted
+// with force, and opens the devices when it likes. Without a compute instance nobody
+// can.
 func (w *worker) proveQuiet(ctx context.Context, f *found) error {
 	if f.CI == nvml.NoCI {
 		return nil
@@ -298,6 +300,17 @@ func (w *worker) proveQuiet(ctx context.Context, f *found) error {
 	}
 	if len(pids) > 0 {
 		return fmt.Errorf("%w: process %d has its capability device open", errInUse, pids[0])
+	}
+	// A pod that was refused was never given it, whatever else runs there.
+	if f.former == "" || w.owners.alive(f.former) {
+		return nil
+	}
+	pids, err = w.processesOf(f.former)
+	if err != nil {
+		return err
+	}
+	if len(pids) > 0 {
+		return fmt.Errorf("%w: process %d of the deleted pod that had it still runs", errInUse, pids[0])
 	}
 	return nil
 }

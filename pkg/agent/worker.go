@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -28,20 +29,21 @@ import (
 //	                      |
 //	                      +--> results for the owners, state for the report
 type worker struct {
-	id      nvml.GPUID
-	session *session
-	journal *journal
-	owners  *owners
-	nodes   Nodes
-	openers func([]DeviceNumber) ([]int, error)
-	reset   func(context.Context, nvml.GPU) error // nil: never
-	timing  Timing
-	metrics *metrics
-	calls   *atomic.Uint64    // is told each driver call
-	ears    *sync.WaitGroup   // of what listens to the GPU
-	changed func(urgent bool) // the report should look again
-	learned func()            // what is known of the GPUs should be put together anew
-	stop    func()            // ends run
+	id          nvml.GPUID
+	session     *session
+	journal     *journal
+	owners      *owners
+	nodes       Nodes
+	openers     func([]DeviceNumber) ([]int, error)
+	processesOf func(types.UID) ([]int, error)
+	reset       func(context.Context, nvml.GPU) error // nil: never
+	timing      Timing
+	metrics     *metrics
+	calls       *atomic.Uint64    // is told each driver call
+	ears        *sync.WaitGroup   // of what listens to the GPU
+	changed     func(urgent bool) // the report should look again
+	learned     func()            // what is known of the GPUs should be put together anew
+	stop        func()            // ends run
 
 	kick  chan struct{} // with room for one
 	first chan struct{} // closed after the first pass

@@ -205,6 +205,33 @@ func TestFaultsOfTheDriver(t *testing.T) {
 
 // TestGPUThatFailsStopsNobodyElse: it is said of the GPU, what is free of it is not
 // offered any more, and pods of the other one start.
+// TestPodDeletedWithForce: its container runs on for the grace period, and nobody
+// else gets its instance or place meanwhile, though it has closed the GPU.
+func TestPodDeletedWithForce(t *testing.T) {
+	for _, place := range []string{"0:1g.5gb@0", "0:2g.10gb@0"} {
+		t.Run(place, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, 1)
+			n.StartAgent(0, false)
+			n.Kubelet.AwaitCapacity(7)
+			before := n.Bind("before", "main=0:1g.5gb@0")
+			before.Await(node.Running)
+			mine := n.UUID("0:1g.5gb@0")
+			before.DeleteWithForce()
+			p := n.Bind("p", "main="+place)
+			says(t, n, p, "in use: process", "of the deleted pod that had it still runs")
+			if got := n.UUID("0:1g.5gb@0"); got != mine {
+				t.Errorf("the instance of the container that runs is %s, want %s", got, mine)
+			}
+			before.Delete()
+			p.Await(node.Running)
+			if err := p.Check(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestGPUThatFailsStopsNobodyElse(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	for _, c := range []struct {

@@ -209,13 +209,25 @@ func (n *Node) Reboot() {
 	}
 	n.mu.Unlock()
 	n.workers.Wait()
-	err := errors.Join(n.Sim.Reboot(), os.RemoveAll(n.CDIDir()))
+	err := errors.Join(n.Sim.Reboot(), os.RemoveAll(n.CDIDir()), n.endProcesses())
 	if err == nil {
 		n.driver, err = sim.Open(n.simRoot(), sim.Uncounted())
 	}
 	if err != nil {
 		n.T.Fatal(err)
 	}
+}
+
+// endProcesses ends those of all containers.
+func (n *Node) endProcesses() (err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range n.pods {
+		for _, c := range p.inner.Containers() {
+			err = errors.Join(err, os.RemoveAll(p.process(c.Name)))
+		}
+	}
+	return err
 }
 
 // Close ends everything. It is called once.

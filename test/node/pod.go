@@ -283,6 +283,18 @@ func (p *Pod) Delete() {
 	p.node.API.Delete(p.UID)
 }
 
+// DeleteWithForce removes the pod's object at once, as kubectl delete --force does.
+// Its containers run on until Delete, and have their GPUs closed for now.
+func (p *Pod) DeleteWithForce() {
+	p.node.T.Helper()
+	for _, c := range p.inner.Containers() {
+		if err := p.idle(c.Name); err != nil {
+			p.node.T.Fatal(err)
+		}
+	}
+	p.node.API.Delete(p.UID)
+}
+
 // Await waits until the pod is in a state.
 func (p *Pod) Await(want State) {
 	p.node.T.Helper()

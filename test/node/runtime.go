@@ -22,13 +22,16 @@ import (
 	"github.com/dynamig/dynamig/test/kubelet"
 )
 
-// create is what a runtime does: it reads the CDI files, and the container uses
-// what they give it.
+// create is what a runtime does: it reads the CDI files, and the container's process
+// uses what they give it.
 func (p *Pod) create(container string) error {
 	if err := p.compare(container); err != nil {
 		return err
 	}
 	var uuids []string
+	if err := p.enter(container); err != nil {
+		return err
+	}
 	err := p.each(container, func(in nvml.Instance) error {
 		uuids = append(uuids, in.UUID)
 		return p.node.Sim.Hold(in.GPU, sim.Holder{GI: in.GI, PID: p.pid(container)})
@@ -71,16 +74,32 @@ func (p *Pod) letGo(container string) {
 	if !held {
 		return
 	}
-	err := p.each(container, func(in nvml.Instance) error {
+	if err := errors.Join(p.idle(container), os.RemoveAll(p.process(container))); err != nil {
+		p.node.T.Errorf("ending container %s of pod %s: %v", container, p.Name, err)
+	}
+}
+
+// idle has the container's process close its GPUs.
+func (p *Pod) idle(container string) error {
+	return p.each(container, func(in nvml.Instance) error {
 		err := p.node.Sim.Release(in.GPU, in.GI, p.pid(container))
 		if errors.Is(err, nvml.ErrNotFound) {
-			return nil // after a reboot
+			return nil // after a reboot, or idle already
 		}
 		return err
 	})
-	if err != nil {
-		p.node.T.Errorf("ending container %s of pod %s: %v", container, p.Name, err)
-	}
+}
+
+// enter shows the container's process below proc, in the control group that kubelet
+// makes for the pod.
+func (p *Pod) enter(container string) error {
+	dir := p.process(container)
+	return errors.Join(os.MkdirAll(filepath.Join(dir, "fd"), 0o700),
+		os.WriteFile(filepath.Join(dir, "cgroup"), fmt.Appendf(nil, "0::/kubepods/besteffort/pod%s/%s\n", p.UID, container), 0o600))
+}
+
+func (p *Pod) process(container string) string {
+	return p.node.path(fmt.Sprintf("proc/%d", p.pid(container)))
 }
 
 func (p *Pod) each(container string, f func(nvml.Instance) error) error {
