@@ -10,15 +10,17 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/dynamig/dynamig/pkg/nvml"
 )
 
-// resetTime is how long a reset may take before its command is ended.
+// resetTime is how long a reset may take before its command is told to end.
 const resetTime = 2 * time.Minute
 
-// resetGrace is how long children of a command that has ended may keep its output.
+// resetGrace is how long a command that was told to end may still run, and children
+// of one that has ended may keep its output.
 const resetGrace = 2 * time.Second
 
 // resetCommand makes a function of --reset-command that resets one GPU; nil when the
@@ -42,6 +44,7 @@ func resetCommand(text string) (func(context.Context, nvml.GPU) error, error) {
 			args[i] = fill.Replace(word)
 		}
 		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it may put the GPU in order
 		cmd.WaitDelay = resetGrace
 		out, err := cmd.CombinedOutput()
 		if err != nil && !errors.Is(err, exec.ErrWaitDelay) { // which is of a command that succeeded

@@ -124,8 +124,9 @@ func (a *Agent) becomeReady(ctx context.Context) {
 	a.changed(false)
 }
 
-// waitForWorkers waits for driver calls to return, but not for ever.
+// waitForWorkers waits for a reset and for driver calls to end, but not for ever.
 func (a *Agent) waitForWorkers(ctx context.Context) {
+	a.session.letReset()
 	a.mu.Lock()
 	workers := slices.AppendSeq(slices.Collect(maps.Values(a.workers)), maps.Values(a.retired))
 	a.mu.Unlock()

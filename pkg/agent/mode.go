@@ -134,7 +134,10 @@ func (w *worker) resetNow(ctx context.Context, say words) error {
 		if pids, err := w.holders(gpu); err != nil || len(pids) > 0 {
 			return cmp.Or(err, fmt.Errorf("it is in use again%s; stop what uses it", inWords(pids)))
 		}
-		return w.reset(ctx, gpu)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return w.reset(context.WithoutCancel(ctx), gpu) // broken off, it may leave the GPU unusable
 	})
 	w.finished()
 	if err == nil {

@@ -114,6 +114,30 @@ func TestAmpereSaysAllThatItWaitsFor(t *testing.T) {
 	})
 }
 
+// TestStopWaitsForAReset: one that is broken off may leave the GPU unusable.
+func TestStopWaitsForAReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := resetting(t, 1)
+		began, ended := make(chan struct{}), false
+		b.reset = func(ctx context.Context, gpu nvml.GPU) error {
+			close(began)
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Minute):
+			}
+			ended = true
+			return b.node.ResetGPU(gpu.ID)
+		}
+		b.start()
+		<-began
+		b.stop()
+		if !ended {
+			t.Error("the reset was broken off, or not waited for")
+		}
+	})
+}
+
 func TestGPUInUseIsNotReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, r := resetting(t, 1)

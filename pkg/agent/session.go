@@ -27,7 +27,7 @@ type session struct {
 	begun     int               // calls begun so far
 	waits     int               // waits for events that run now
 	barrier   chan struct{}     // closed when calls may begin again; nil when they may
-	resetting bool              // a reset runs, maybe for longer than calls wait for it
+	resetting chan struct{}     // closed when the reset ends that runs, maybe for longer than calls wait for it; nil when none does
 }
 
 func newSession(open func() (nvml.Driver, error)) *session {
@@ -179,15 +179,17 @@ func (s *session) alone(patience time.Duration, reset func() error) error {
 	if !s.quiet(time.Now().Add(patience), func() int { return s.waits }) {
 		return errBusy
 	}
+	ended := make(chan struct{})
 	s.mu.Lock()
-	s.resetting = true
+	s.resetting = ended
 	s.mu.Unlock()
 	done := make(chan error, 1)
 	go func() {
 		err := reset()
 		s.mu.Lock()
-		s.resetting = false
+		s.resetting = nil
 		s.mu.Unlock()
+		close(ended)
 		done <- err
 	}()
 	select {
@@ -201,7 +203,7 @@ func (s *session) alone(patience time.Duration, reset func() error) error {
 func (s *session) raise(barrier chan struct{}, patience time.Duration) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.barrier != nil || s.resetting {
+	if s.barrier != nil || s.resetting != nil {
 		return errResetting
 	}
 	for _, since := range s.running {
@@ -211,6 +213,20 @@ func (s *session) raise(barrier chan struct{}, patience time.Duration) error {
 	}
 	s.barrier = barrier
 	return nil
+}
+
+// letReset waits for the reset that runs, if one does, but not for ever.
+func (s *session) letReset() {
+	s.mu.Lock()
+	resetting := s.resetting
+	s.mu.Unlock()
+	if resetting == nil {
+		return
+	}
+	select {
+	case <-resetting:
+	case <-time.After(resetLimit):
+	}
 }
 
 // quiet waits until n is zero and reports whether that was so by the deadline.
