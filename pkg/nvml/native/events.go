@@ -19,6 +19,7 @@ import (
 type events struct {
 	driver *Driver
 	set    lib.EventSet
+	ids    []nvml.GPUID // that are registered
 }
 
 // Events implements nvml.Driver.
@@ -40,7 +41,7 @@ func (d *Driver) Events(ids ...nvml.GPUID) (nvml.Events, error) {
 			return nil, fmt.Errorf("asking for events of %s: %w", id, err)
 		}
 	}
-	return &events{driver: d, set: set}, nil
+	return &events{driver: d, set: set, ids: ids}, nil
 }
 
 func (d *Driver) register(id nvml.GPUID, set lib.EventSet) error {
@@ -74,11 +75,11 @@ func (e *events) Wait(timeout time.Duration) (nvml.Event, error) {
 		if data.EventType != lib.EventTypeXidCriticalError {
 			continue
 		}
-		uuid, ret := data.Device.GetUUID()
-		if err := check(ret, "reading whose event it is (XID %d)", data.EventData); err != nil {
+		id, err := e.whose(data)
+		if err != nil {
 			return nvml.Event{}, err
 		}
-		event := nvml.Event{GPU: nvml.GPUID(uuid), XID: int(data.EventData), GI: nvml.WholeGPU, CI: nvml.NoCI}
+		event := nvml.Event{GPU: id, XID: int(data.EventData), GI: nvml.WholeGPU, CI: nvml.NoCI}
 		if data.GpuInstanceId != unknown {
 			event.GI = int(data.GpuInstanceId)
 			if data.ComputeInstanceId != unknown {
@@ -87,6 +88,16 @@ func (e *events) Wait(timeout time.Duration) (nvml.Event, error) {
 		}
 		return event, nil
 	}
+}
+
+// whose event it is. Of several GPUs the library has to say: one that has fallen off
+// the bus may not answer any more.
+func (e *events) whose(data lib.EventData) (nvml.GPUID, error) {
+	if len(e.ids) == 1 {
+		return e.ids[0], nil
+	}
+	uuid, ret := data.Device.GetUUID()
+	return nvml.GPUID(uuid), check(ret, "reading whose event it is (XID %d)", data.EventData)
 }
 
 // Close implements nvml.Events. With a closed session the set is gone already.

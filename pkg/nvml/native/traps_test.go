@@ -695,6 +695,22 @@ func TestEventsThatFail(t *testing.T) {
 	}
 }
 
+// A GPU that has fallen off the bus may not say which one it is any more, just when its
+// last event says that.
+func TestEventOfAGPUThatDoesNotAnswer(t *testing.T) {
+	d, library, id := one(t, "A100-40GB")
+	events, err := d.Events(id)
+	must(t, err)
+	must(t, library.Driver().LoseGPU(id))
+	library.Fault("GetUUID", 1, lib.ERROR_GPU_IS_LOST)
+	got, err := events.Wait(time.Minute)
+	must(t, err)
+	if diff := cmp.Diff(nvml.Event{GPU: id, XID: 79, GI: nvml.WholeGPU, CI: nvml.NoCI}, got); diff != "" {
+		t.Errorf("event (-want +got):\n%s", diff)
+	}
+	must(t, events.Close())
+}
+
 // The library is given back only when nobody is in it, and Close does not wait.
 func TestCloseWhileACallRuns(t *testing.T) {
 	d, library, id := one(t, "A100-40GB")
