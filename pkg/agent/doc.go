@@ -44,8 +44,9 @@
 //	I3  A placement has one owner at most. Of two pods the prepared one keeps it,
 //	    else the one that was seen first; the other is refused for good.
 //	I4  The first valid allocation that a pod was seen with is the one that counts.
-//	I5  Only a GPU's worker makes driver calls that name it, one at a time. A call
-//	    that does not return delays that GPU and nothing else.
+//	I5  Only a GPU's worker makes driver calls that name it, one at a time; but for the
+//	    listing of all GPUs, which reads beside them what does not change of each. A
+//	    call that does not return delays that GPU and nothing else.
 //	I6  Equal state gives an equal report, and an equal report is not written.
 //	I7  No driver call names a GPU that the configuration excludes, but to recognise
 //	    it: by its UUID, and by its facts where migconfig selects GPUs.

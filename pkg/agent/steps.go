@@ -37,7 +37,7 @@ func (w *worker) do(ctx context.Context, st step) {
 	case finish:
 		err = w.finish(ctx, st.want, &st.target)
 	case confirm:
-		err = w.record(st.want.span, record{State: live, UUID: st.target.UUID, Owner: st.want.owner})
+		err = w.journal.put(st.want.span, record{State: live, UUID: st.target.UUID, Owner: st.want.owner})
 	case destroy:
 		err = w.destroy(ctx, &st.target, st.want.owner)
 	case refuse:
@@ -88,14 +88,11 @@ func (w *worker) failed(ctx context.Context, st step, k task, err error) {
 	}
 }
 
-// record writes an instance of ours to the journal.
-func (w *worker) record(span v1alpha1.Span, r record) error { return w.journal.put(span, r) }
-
 // create makes both parts of an instance, the intent first (I2).
 func (w *worker) create(ctx context.Context, want want) error {
 	began := time.Now()
 	delete(w.reused, want.span)
-	if err := w.record(want.span, record{State: creating, Owner: want.owner}); err != nil {
+	if err := w.journal.put(want.span, record{State: creating, Owner: want.owner}); err != nil {
 		return err
 	}
 	err := w.call(ctx, "creating a GPU instance", func(d nvml.Driver) error {
@@ -130,7 +127,7 @@ func (w *worker) readBack(ctx context.Context, span v1alpha1.Span) (*found, erro
 
 // finish makes an instance whole that is half there.
 func (w *worker) finish(ctx context.Context, want want, f *found) error {
-	if err := w.record(want.span, record{State: creating, Owner: want.owner}); err != nil {
+	if err := w.journal.put(want.span, record{State: creating, Owner: want.owner}); err != nil {
 		return err
 	}
 	return w.complete(ctx, want, f, time.Now())
@@ -153,7 +150,7 @@ func (w *worker) complete(ctx context.Context, want want, f *found, began time.T
 	}
 	w.hardware[i] = whole
 	w.noteTenants()
-	if err := w.record(want.span, record{State: live, UUID: whole.UUID, Owner: want.owner}); err != nil {
+	if err := w.journal.put(want.span, record{State: live, UUID: whole.UUID, Owner: want.owner}); err != nil {
 		return err
 	}
 	took(w.metrics.creates, began)
@@ -208,7 +205,7 @@ func (w *worker) take(ctx context.Context, want want, f *found) error {
 	if f.Whole() {
 		r.State, r.UUID = live, f.UUID
 	}
-	if err := w.record(want.span, r); err != nil {
+	if err := w.journal.put(want.span, r); err != nil {
 		return err
 	}
 	w.reused[want.span] = f.Whole()
@@ -227,7 +224,7 @@ func (w *worker) destroy(ctx context.Context, f *found, clearedFor types.UID) er
 	if err := w.proveQuiet(ctx, f); err != nil {
 		return err
 	}
-	if err := w.record(f.span, record{State: destroying, UUID: f.record.UUID, Owner: f.former}); err != nil {
+	if err := w.journal.put(f.span, record{State: destroying, UUID: f.record.UUID, Owner: f.former}); err != nil {
 		return err
 	}
 	if f.CI != nvml.NoCI {
