@@ -319,6 +319,30 @@ func TestForeignInstanceIsNeverTouched(t *testing.T) {
 	})
 }
 
+// Somebody else destroys what was idle and makes the same in its place, with the same
+// id, before the agent looks again.
+func TestInstanceInThePlaceOfAnIdleOneIsNeverTouched(t *testing.T) {
+	for name, place := range map[string]string{"to be reused": "1g.5gb@0", "to be destroyed": "2g.10gb@0"} {
+		t.Run(name, func(t *testing.T) {
+			onBench(t, func(t *testing.T, b *bench) {
+				b.bind(pod{name: "before", devices: b.on(0, "1g.5gb@0")})
+				b.mustPrepare("before")
+				b.remove("before")
+				b.sleep(11 * time.Second) // and the next look is far
+				b.destroyed(0, "1g.5gb@0")
+				theirs := b.foreign(0, "1g.5gb@0")
+				b.bind(pod{name: "next", devices: b.on(0, place)})
+				b.expectText("phase", b.phaseOf("next"), "Refused: ")
+				if got := b.instance(0, "1g.5gb@0").UUID; got != theirs.UUID {
+					t.Errorf("the foreign instance is %s, want %s", got, theirs.UUID)
+				}
+				b.expectText("GPU 0", b.reported(0), "1g.5gb@0:Foreign")
+				b.expectEvents("next", reasonPrepared)
+			})
+		})
+	}
+}
+
 func TestForeignInstanceThatComesAndGoesIsNoticed(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		b.foreign(0, "3g.20gb@4")

@@ -24,6 +24,7 @@ var (
 	errUnproven = errors.New("it cannot be proven unused before all pods of the node have been seen; is the API server away?")
 	errLingers  = errors.New("the driver still lists it")
 	errUnlisted = errors.New("the driver does not list it")
+	errNotSame  = errors.New("it is not there any more")
 )
 
 // do does one step and notes how it went.
@@ -262,12 +263,19 @@ func isGone(err error) bool {
 	return errors.Is(err, nvml.ErrNotFound) || errors.Is(err, nvml.ErrNotSupported)
 }
 
-// proveQuiet returns an error unless nobody uses an instance or may do so at any
-// time: the driver lists no process, no process has its capability devices open, and
-// none is left of the pod that had it. A container outlives a pod that is deleted
-// with force, and opens the devices when it likes. Without a compute instance nobody
-// can.
+// proveQuiet returns an error unless an instance is still the one that was seen last,
+// and nobody uses it or may do so at any time: the driver lists no process, no process
+// has its capability devices open, and none is left of the pod that had it. Somebody
+// else may have destroyed it since, and what has its id and place now is not ours. A
+// container outlives a pod that is deleted with force, and opens the devices when it
+// likes. Without a compute instance nobody can.
 func (w *worker) proveQuiet(ctx context.Context, f *found) error {
+	if err := w.list(ctx); err != nil {
+		return err
+	}
+	if !slices.Contains(w.hardware, f.Instance) {
+		return errNotSame
+	}
 	if f.CI == nvml.NoCI {
 		return nil
 	}
