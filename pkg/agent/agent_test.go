@@ -65,6 +65,17 @@ func TestPreparedEventSaysWhatThePodGotAndWhatItReallyHas(t *testing.T) {
 	})
 }
 
+func TestHowLongItTookHasAUsefulUnit(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "less than 1 ms", 14200 * time.Microsecond: "14 ms", 999600 * time.Microsecond: "1.0 s",
+		2100 * time.Millisecond: "2.1 s", 200 * time.Second: "3 min 20 s",
+	} {
+		if got := lasted(d); got != want {
+			t.Errorf("%v is %q, want %q", d, got, want)
+		}
+	}
+}
+
 func TestGPUsWorkInParallel(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		if err := b.node.SetLatencies(map[string]time.Duration{sim.CallCreateGPUInstance: 5 * time.Second}); err != nil {

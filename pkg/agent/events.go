@@ -86,8 +86,22 @@ func (e *events) prepared(o *owner, g *grounds) {
 	if len(o.spans) > 0 && len(o.shares) > 0 {
 		noun = "devices"
 	}
-	message := fmt.Sprintf("Prepared %d %s in %.1f s: %s", len(devices), noun, time.Since(o.since).Seconds(), strings.Join(devices, ", "))
+	message := fmt.Sprintf("Prepared %d %s in %s: %s", len(devices), noun, lasted(time.Since(o.since)), strings.Join(devices, ", "))
 	e.recorder.Event(o.reference(), v1.EventTypeNormal, reasonPrepared, v1alpha1.Shorten(message+strings.Join(notes, ""), maxMessage))
+}
+
+// lasted says how long something took: "14 ms", "2.1 s", "3 min 20 s".
+func lasted(d time.Duration) string {
+	switch d = d.Round(time.Millisecond); {
+	case d < time.Millisecond:
+		return "less than 1 ms"
+	case d < time.Second:
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	case d < time.Minute:
+		return fmt.Sprintf("%.1f s", d.Seconds())
+	default:
+		return fmt.Sprintf("%d min %d s", d/time.Minute, d%time.Minute/time.Second)
+	}
 }
 
 // describeShare names a share for people: "8000 MiB, 30% of the cores of GPU 0".

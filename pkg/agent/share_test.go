@@ -120,7 +120,7 @@ func TestSharesOfOneGPU(t *testing.T) {
 		if slices.Contains(second.Env, "LIBCUDA_LOG_LEVEL=1") || !slices.Contains(second.Env, "CUDA_DEVICE_SM_LIMIT=100") {
 			t.Errorf("variables %v, want the container's own log level, and 100 where cores are not limited", second.Env)
 		}
-		b.expectEvents("a", reasonPrepared, "Prepared 1 software share in 0.0 s: 8000 MiB, 30% of the cores of GPU 0")
+		b.expectEvents("a", reasonPrepared, "Prepared 1 software share in less than 1 ms: 8000 MiB, 30% of the cores of GPU 0")
 		if diff := cmp.Diff([]string{"uid-a_main", "uid-b_main"}, b.homes()); diff != "" {
 			t.Errorf("directories (-want +got):\n%s", diff)
 		}
