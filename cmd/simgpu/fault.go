@@ -110,7 +110,7 @@ func (a *app) fault() *cobra.Command {
 		delay time.Duration
 	)
 	cmd := &cobra.Command{
-		Use:   "fault [--call CALL] [--gpu GPU] [--nth N] [--times N] --code CODE | --delay TIME | --crash before|after | --linger N",
+		Use:   "fault [--call CALL] [--gpu GPU] [--nth N] [--times N] --code CODE | --delay TIME | --halt | --crash before|after | --linger N",
 		Short: "Order something to go wrong in a coming call",
 		Long: `fault orders something to go wrong in a coming call of the agent (calls of simgpu
 are not hit). Orders outlive programs and reboots until they are used up.
@@ -138,9 +138,10 @@ Codes: ` + strings.Join(sim.CodeNames(), ", ") + `.`,
 	flags.StringVar(&f.Code, "code", "", "the call fails with this NVML return code")
 	flags.BoolVar(&f.Late, "late", false, "with --code: the call does its work, and then fails")
 	flags.DurationVar(&delay, "delay", 0, "the call takes that much longer")
+	flags.BoolVar(&f.Halt, "halt", false, "the call waits until faults are cleared")
 	flags.StringVar(&f.Crash, "crash", "", "the calling process dies before or after the call's work")
 	flags.IntVar(&f.Linger, "linger", 0, "DestroyGPUInstance succeeds and the instance stays for that many listings; -1: for ever")
-	cmd.MarkFlagsOneRequired("code", "delay", "crash", "linger")
+	cmd.MarkFlagsOneRequired("code", "delay", "halt", "crash", "linger")
 	return cmd
 }
 
@@ -161,7 +162,7 @@ func (a *app) faults() *cobra.Command {
 			return printFaults(cmd, n)
 		},
 	}
-	cmd.Flags().BoolVar(&withdraw, "clear", false, "withdraw all faults and remove lingering instances")
+	cmd.Flags().BoolVar(&withdraw, "clear", false, "withdraw all faults, remove lingering instances, let halted calls go on")
 	return cmd
 }
 
@@ -194,6 +195,9 @@ func effects(f sim.Fault) string {
 	}
 	if f.DelayMillis != 0 {
 		all = append(all, fmt.Sprintf("%s later", time.Duration(f.DelayMillis)*time.Millisecond))
+	}
+	if f.Halt {
+		all = append(all, "waits until faults are cleared")
 	}
 	if f.Crash != "" {
 		all = append(all, "crash "+f.Crash)

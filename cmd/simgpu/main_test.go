@@ -239,7 +239,7 @@ func TestMistakesAreOneSentence(t *testing.T) {
 		"create --gpu 0 --profile 1g.10gb+x --start 0": `no profile "1g.10gb+x": it has 7g.40gb`,
 		"create --gpu 0 --profile 1g.5gb":              `"start" not set`,
 		"hold --gpu 0":                                 "gi whole-gpu",
-		"fault --call GPUs":                            "code delay crash linger",
+		"fault --call GPUs":                            "code delay halt crash linger",
 		"fault --code BUSY":                            `code "BUSY" is none of`,
 		"latency slow":                                 `"slow"`,
 		"latency Create=1s":                            "CreateGPUInstance",

@@ -168,10 +168,17 @@ func (n *Node) DelayCall(call string, nth int, delay time.Duration) error {
 	return n.AddFault(Fault{Call: call, Nth: nth, DelayMillis: int(delay.Milliseconds())})
 }
 
-// ClearFaults withdraws all faults, and ends the lingering of instances.
+// HaltCall makes the nth coming call of that name wait until ClearFaults.
+func (n *Node) HaltCall(call string, nth int) error {
+	return n.AddFault(Fault{Call: call, Nth: nth, Halt: true})
+}
+
+// ClearFaults withdraws all faults, and ends the lingering of instances and the halt
+// of calls.
 func (n *Node) ClearFaults() error {
 	return n.update(func(s *State) {
 		s.Faults = nil
+		s.Cleared++
 		for i := range s.GPUs {
 			g := &s.GPUs[i]
 			g.Instances = slices.DeleteFunc(g.Instances, func(in Instance) bool { return in.Lingers != 0 })

@@ -104,6 +104,7 @@ type Fault struct {
 	Code        string `json:"code,omitempty"`        // the call fails with this return code
 	Late        bool   `json:"late,omitempty"`        // with Code: after doing its work, as seen during resets
 	DelayMillis int    `json:"delayMillis,omitempty"` // the call takes that much longer
+	Halt        bool   `json:"halt,omitempty"`        // the call waits until faults are cleared
 	Crash       string `json:"crash,omitempty"`       // CrashBefore or CrashAfter: the calling process dies with ExitCrash
 	Linger      int    `json:"linger,omitempty"`      // DestroyGPUInstance: see Instance.Lingers
 }
@@ -127,8 +128,8 @@ func (f *Fault) check() error {
 		return fmt.Errorf("setting fault: crash %q is neither %s nor %s", f.Crash, CrashBefore, CrashAfter)
 	case f.DelayMillis < 0 || f.Late && f.Code == "" || f.Linger != 0 && f.Call != CallDestroyGPUInstance:
 		return fmt.Errorf("setting fault: expected a delay from 0, late with a code only, linger with %s only", CallDestroyGPUInstance)
-	case f.Code == "" && f.DelayMillis == 0 && f.Crash == "" && f.Linger == 0:
-		return errors.New("setting fault: expected one of code, delay, crash and linger")
+	case f.Code == "" && f.DelayMillis == 0 && !f.Halt && f.Crash == "" && f.Linger == 0:
+		return errors.New("setting fault: expected one of code, delay, halt, crash and linger")
 	}
 	return nil
 }
@@ -167,6 +168,7 @@ func (f *Fault) add(other Fault) {
 		f.Linger = other.Linger
 	}
 	f.DelayMillis += other.DelayMillis
+	f.Halt = f.Halt || other.Halt
 }
 
 // crashPoint is a call at which this process dies, by the node's counters.

@@ -211,6 +211,40 @@ func TestSlowCallHoldsNobodyUp(t *testing.T) {
 	wantErr(t, <-result, nvml.ErrGPULost)
 }
 
+func TestHaltedCallGoesOnWhenFaultsAreCleared(t *testing.T) {
+	looked := make(chan struct{})
+	d := nodeOf(t, Spec{GPUs: []GPUSpec{{Board: a100, MIG: true}}}, WithSleep(func(d time.Duration) {
+		if d > 0 {
+			looked <- struct{}{}
+		}
+	}))
+	id := gpuAt(t, d.Node, 0)
+	must(t, d.ClearFaults()) // long before
+	must(t, d.HaltCall(CallCreateGPUInstance, 1))
+	result := make(chan error)
+	go func() {
+		_, err := d.CreateGPUInstance(id, p7g, 0)
+		result <- err
+	}()
+	<-looked
+	<-looked
+	if got := listed(t, d, id); len(got) != 0 {
+		t.Errorf("instances while the call is halted: %v", got)
+	}
+	must(t, d.ClearFaults())
+	for done := false; !done; {
+		select {
+		case <-looked:
+		case err := <-result:
+			must(t, err)
+			done = true
+		}
+	}
+	if got := listed(t, d, id); len(got) != 1 {
+		t.Errorf("instances after the call: %v", got)
+	}
+}
+
 func TestParseCrashPoint(t *testing.T) {
 	for text, want := range map[string]crashPoint{
 		"before:12":                 {moment: CrashBefore, number: 12},

@@ -100,12 +100,14 @@ func (d *Driver) call(name string, id nvml.GPUID, op operation) error {
 	var (
 		suffers Fault
 		delay   time.Duration
+		cleared int
 		worked  bool
 		result  error
 	)
 	err := d.update(func(s *State) {
 		suffers, delay = d.count(s, name, id)
-		if delay == 0 && suffers.Crash != CrashBefore {
+		cleared = s.Cleared
+		if delay == 0 && !suffers.Halt && suffers.Crash != CrashBefore {
 			worked, result = true, d.work(s, id, op, suffers)
 		}
 	})
@@ -117,6 +119,11 @@ func (d *Driver) call(name string, id nvml.GPUID, op operation) error {
 	}
 	if !worked {
 		d.sleep(delay)
+		if suffers.Halt {
+			if err := d.halt(cleared); err != nil {
+				return err
+			}
+		}
 		if err := d.update(func(s *State) { result = d.work(s, id, op, suffers) }); err != nil {
 			return err
 		}
@@ -125,6 +132,20 @@ func (d *Driver) call(name string, id nvml.GPUID, op operation) error {
 		return d.die()
 	}
 	return result
+}
+
+// haltCheck is how often a halted call looks whether it may go on.
+const haltCheck = 20 * time.Millisecond
+
+// halt returns when faults were cleared more often than that.
+func (d *Driver) halt(cleared int) error {
+	for {
+		s, err := d.Dump()
+		if err != nil || s.Cleared > cleared {
+			return err
+		}
+		d.sleep(haltCheck)
+	}
 }
 
 // count numbers the call and returns what it suffers and how long it takes.

@@ -34,6 +34,7 @@ type State struct {
 	CallsByName   map[string]int   `json:"callsByName"` // the same, by method of nvml.Driver
 	LatencyMillis map[string]int   `json:"latencyMillis,omitempty"`
 	Faults        []Fault          `json:"faults,omitempty"`
+	Cleared       int              `json:"cleared,omitempty"` // times that faults were
 	Events        []Event          `json:"events,omitempty"`
 	LastEvent     int              `json:"lastEvent,omitempty"` // Seq of the newest event ever
 }
