@@ -33,7 +33,12 @@ func (s status) notifySystemd(ctx context.Context, patience time.Duration) error
 	}
 	defer conn.Close()
 	tell := func(state string) {
-		if _, err := conn.Write([]byte(state)); err != nil {
+		// Nobody waits for a systemd that does not read, least of all at the end.
+		err := conn.SetWriteDeadline(time.Now().Add(time.Second))
+		if err == nil {
+			_, err = conn.Write([]byte(state))
+		}
+		if err != nil {
 			klog.FromContext(ctx).Error(err, "Could not tell systemd")
 		}
 	}

@@ -130,23 +130,25 @@ func TestChurnNeverShowsAnotherPodsDevice(t *testing.T) {
 }
 
 func TestSlotServesOnePod(t *testing.T) {
-	n := newNode(t)
+	n := newNodeWith(t, func(tm *timing) { tm.withdraw = 200 * time.Millisecond })
 	n.setCapacity(2)
 	n.AwaitSlots("s0000 s0001")
 	a := pod("a", "main=1 2")
 	n.runPod(a)
 	n.finish(a)
-	n.Await("the old slots as unhealthy beside the new ones", func() bool {
+	n.Await("the old slots dropped", func() bool {
 		healthy, other := n.Slots()
-		return slices.Equal(healthy, []string{"s0002", "s0003"}) && slices.Equal(other, []string{"s0000", "s0001"})
+		return slices.Equal(healthy, []string{"s0002", "s0003"}) && len(other) == 0
 	})
+	n.Mu.Lock()
+	past := n.Past
+	n.Mu.Unlock()
+	if want := "s0002 s0003 | s0000 s0001"; !slices.Contains(past, want) {
+		t.Errorf("kubelet was told %q, never %q: the old slots as unhealthy beside the new ones", past, want)
+	}
 	if left, _ := n.config.CDI.Slots(); len(left) > 0 {
 		t.Errorf("CDI files are left: %v", left)
 	}
-	n.Await("the old slots dropped", func() bool {
-		_, other := n.Slots()
-		return len(other) == 0
-	})
 	for _, uid := range []types.UID{a.UID, "uid-never-seen", ""} {
 		if err := n.plugin.Release(uid); err != nil {
 			t.Errorf("Release(%q) = %v", uid, err)

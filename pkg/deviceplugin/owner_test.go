@@ -132,7 +132,8 @@ func (n *node) startAgent() {
 	if err != nil {
 		n.T.Fatal(err)
 	}
-	p.timing.withdraw, p.timing.settle = 200*time.Millisecond, 100*time.Millisecond
+	// Patience is for a busy machine: nothing is meant to take that long.
+	p.timing.withdraw, p.timing.settle, p.timing.identify = 5*time.Second, 100*time.Millisecond, 20*time.Second
 	n.adjust(&p.timing)
 	ctx, cancel := context.WithCancel(context.Background())
 	n.plugin, n.cancel, n.ended = p, cancel, make(chan error, 1)

@@ -108,7 +108,8 @@ func TestRefusals(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNodeWith(t, func(tm *timing) { tm.identify = time.Second })
+			t.Parallel() // some wait until it is given up
+			n := newNodeWith(t, func(tm *timing) { tm.identify = 5 * time.Second })
 			n.setCapacity(1)
 			p := pod("a", "main=1")
 			n.owner.add(p)

@@ -38,8 +38,8 @@ func TestKubeletRestart(t *testing.T) {
 		t.Errorf("registrations: %v, want 4", n.Sockets)
 	}
 	t.Logf("registered %v after kubelet accepted", best)
-	if best > 200*time.Millisecond { // pods that kubelet admits before fail for good
-		t.Errorf("registration took %v at best", best)
+	if best > missed/2 { // pods that kubelet admits before fail for good
+		t.Errorf("registration took %v at best: kubelet's socket was not noticed, but looked for", best)
 	}
 }
 
@@ -73,7 +73,7 @@ func TestNewKubeletSocketEndsTheOldStream(t *testing.T) {
 	n.Await("a second registration", func() bool {
 		n.Mu.Lock()
 		defer n.Mu.Unlock()
-		return len(n.Sockets) == 2
+		return len(n.Sockets) >= 2
 	})
 	n.AwaitSlots("s0000")
 }
@@ -120,7 +120,7 @@ func TestRunEndsWhenTheDirectoryIsGone(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), n.PluginDir()+" was removed") {
 			t.Errorf("Run = %v", err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Error("Run goes on without a directory")
 	}
 	n.cancel() // newNode's clean-up has nothing to stop

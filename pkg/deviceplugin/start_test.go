@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -124,14 +125,25 @@ func TestStartsSurviveTheRateLimit(t *testing.T) {
 	if err := n.Admit(a); err != nil {
 		t.Fatal(err)
 	}
+	n.Limit.SetLimit(0)
 	n.Limit.AllowN(time.Now(), 10) // the burst is gone
-	n.Limit.SetLimit(4)
-	n.startContainer(a, "main")
-	n.Mu.Lock()
-	defer n.Mu.Unlock()
-	if n.Rejected == 0 {
-		t.Error("no call was rejected: the test proves nothing")
+	result := make(chan error)
+	go func() { result <- n.PreStart(context.Background(), a, "main") }()
+	for rejected := 0; rejected == 0; runtime.Gosched() {
+		n.Mu.Lock()
+		rejected = n.Rejected
+		n.Mu.Unlock()
+		select {
+		case err := <-result:
+			t.Fatalf("the start ended before a call was rejected: %v", err)
+		default:
+		}
 	}
+	n.Limit.SetLimit(4)
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	n.checkContainer(a, "main")
 }
 
 // Kubelet gives an init container's slots on in random order; every container must
@@ -163,12 +175,17 @@ func TestInitContainersShareSlots(t *testing.T) {
 
 // Kubelet gives up; the work goes on, and the next try joins it.
 func TestCancelledStartGoesOn(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	n := newNode(t)
 	n.setCapacity(1)
 	a := pod("a", "main=1")
 	n.owner.add(a)
-	ready := make(chan struct{})
+	begun, ready := make(chan struct{}, 1), make(chan struct{})
 	n.owner.prepare = func(ctx context.Context, _ Container) error {
+		select {
+		case begun <- struct{}{}:
+		default:
+		}
 		select {
 		case <-ready:
 			return nil
@@ -179,11 +196,17 @@ func TestCancelledStartGoesOn(t *testing.T) {
 	if err := n.Admit(a); err != nil {
 		t.Fatal(err)
 	}
-	for range 3 {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-		wantError(t, n.PreStart(ctx, a, "main"), errStillPreparing, "preparing container main of pod default/a: ")
-		cancel()
+	ctx, cancel := context.WithCancel(context.Background())
+	result := make(chan error)
+	go func() { result <- n.PreStart(ctx, a, "main") }()
+	<-begun
+	cancel()
+	if <-result == nil {
+		t.Error("a start succeeded without devices")
 	}
+	ctx, cancel = context.WithTimeout(context.Background(), 6*time.Second)
+	defer cancel()
+	wantError(t, n.PreStart(ctx, a, "main"), errStillPreparing, "preparing container main of pod default/a: ")
 	if got := n.owner.prepared("main"); got != 1 {
 		t.Errorf("Prepare was called %d times, want once: later tries do not join", got)
 	}
@@ -197,15 +220,18 @@ func TestWorkEndsWithoutKubelet(t *testing.T) {
 	n.setCapacity(1)
 	a := pod("a", "main=1")
 	n.owner.add(a)
-	ready := make(chan struct{})
-	n.owner.prepare = func(context.Context, Container) error { <-ready; return nil }
+	begun, ready := make(chan struct{}), make(chan struct{})
+	n.owner.prepare = func(context.Context, Container) error { close(begun); <-ready; return nil }
 	if err := n.Admit(a); err != nil {
 		t.Fatal(err)
 	}
-	short, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	wantError(t, n.PreStart(short, a, "main"), errStillPreparing)
+	result := make(chan error)
+	go func() { result <- n.PreStart(context.Background(), a, "main") }()
+	<-begun
 	n.Stop() // kubelet is gone altogether
+	if <-result == nil {
+		t.Error("a start succeeded without devices")
+	}
 	close(ready)
 	n.plugin.flights.running.Wait()
 	n.Run()
@@ -228,12 +254,12 @@ func TestLostCheckpointIsRepaired(t *testing.T) {
 	}
 	n.Mu.Lock()
 	n.KeepEmpty = false
-	lists := n.Lists
+	lists := len(n.Past)
 	n.Mu.Unlock()
 	n.startContainer(a, "i")
 	n.Mu.Lock()
 	defer n.Mu.Unlock()
-	if n.Lists == lists {
+	if len(n.Past) == lists {
 		t.Error("no list was sent: the test proves nothing")
 	}
 }
@@ -289,7 +315,7 @@ func TestAllocateDoesNotWaitForTheDisk(t *testing.T) {
 	n.setCapacity(1)
 	_, end := n.plugin.slots.begin() // as if the disk hung
 	defer end()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	_, err := n.API.Allocate(ctx, &pluginapi.AllocateRequest{
 		ContainerRequests: []*pluginapi.ContainerAllocateRequest{{DevicesIds: []string{"s0000"}}},

@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -105,7 +104,7 @@ func cdiDevicesReachContainers(t *testing.T, ctx context.Context, c *Cluster) {
 // waitForThing waits until the Node shows the device.
 func waitForThing(t *testing.T, ctx context.Context, c *Cluster, node string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	one := cache.NewListWatchFromClient(c.Client().CoreV1().RESTClient(), "nodes", "",
 		fields.OneTermEqualSelector("metadata.name", node))

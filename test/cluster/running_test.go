@@ -113,9 +113,13 @@ func podsRun(t *testing.T, ctx context.Context, c *Cluster) {
 		if ip, err := netip.ParseAddr(pod.Status.PodIP); err != nil || !n.subnet.Contains(ip) {
 			t.Errorf("pod %s has the address %q; want one in %s", pod.Name, pod.Status.PodIP, n.subnet.Masked())
 		}
-		if out, err := c.Kubectl(ctx, "logs", pod.Name); string(out) != "hello from "+pod.Name+"\n" || err != nil {
-			t.Errorf("logs of %s = %q, %v; want its greeting", pod.Name, out, err)
-		}
+		await(t, ctx, "the greeting", func() error { // which comes after the start
+			out, err := c.Kubectl(ctx, "logs", pod.Name)
+			if err == nil && string(out) != "hello from "+pod.Name+"\n" {
+				err = fmt.Errorf("logs of %s = %q; want its greeting", pod.Name, out)
+			}
+			return err
+		})
 		if out, err := c.Kubectl(ctx, "exec", pod.Name, "--", "cat", "/etc/hostname"); strings.TrimSpace(string(out)) != pod.Name || err != nil {
 			t.Errorf("hostname inside %s = %q, %v", pod.Name, out, err)
 		}
@@ -200,9 +204,10 @@ func rightsAreThoseOfRBAC(t *testing.T, ctx context.Context, c *Cluster) {
 	}
 	for _, file := range []string{account, user} {
 		client := clientFrom(t, file)
-		if _, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{}); err != nil {
-			t.Errorf("%s may not list nodes: %v", filepath.Base(file), err)
-		}
+		await(t, ctx, filepath.Base(file)+" to be allowed to list nodes", func() error { // the API server's authorizer watches, too
+			_, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+			return err
+		})
 		if _, err := client.CoreV1().Secrets(ns).List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 			t.Errorf("%s listing secrets: %v; want forbidden", filepath.Base(file), err)
 		}
@@ -284,16 +289,13 @@ func reopenedClusterOwnsProcesses(t *testing.T, ctx context.Context, c *Cluster)
 	if out, err := n.Exec(ctx, "readlink", "/proc/1/exe"); err != nil || filepath.Base(strings.TrimSpace(string(out))) != "pause" {
 		t.Errorf("process 1 inside the node is %q, %v; want pause", out, err)
 	}
-	greeted := poll(ctx, func() error { // a process that is killed at once greets nobody
+	await(t, ctx, "the greeting", func() error { // a process that is killed at once greets nobody
 		log, err := os.ReadFile(agent.Log)
 		if err == nil && !strings.Contains(string(log), "hi\n") {
 			err = fmt.Errorf("the agent's log is %q; want its greeting", log)
 		}
 		return err
 	})
-	if greeted != nil {
-		t.Fatal(greeted)
-	}
 	if err := agent.Kill(ctx); err != nil {
 		t.Fatal(err)
 	}

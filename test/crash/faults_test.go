@@ -16,6 +16,7 @@ import (
 
 	"github.com/dynamig/dynamig/pkg/nvml"
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
+	"github.com/dynamig/dynamig/test/kubelet"
 	"github.com/dynamig/dynamig/test/node"
 )
 
@@ -134,7 +135,7 @@ func TestReadOnlyDisk(t *testing.T) {
 	again := n.StartAgent(0, false)
 	select {
 	case <-again.Done():
-	case <-time.After(time.Minute):
+	case <-time.After(kubelet.Patience):
 		t.Fatal("the agent runs on a read-only disk")
 	}
 	text, err := os.ReadFile(n.Log())
@@ -288,9 +289,9 @@ func TestCDIDirectoryReadOnly(t *testing.T) {
 	})
 	n.StartAgent(0, false)
 	n.Kubelet.AwaitCapacity(7)
-	if err := unix.Mount("", n.CDIDir(), "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-		t.Fatal(err)
-	}
+	n.Await("a moment without a write", func() error { // EBUSY during one
+		return unix.Mount("", n.CDIDir(), "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	})
 	p := n.Bind("p", "main=0:2g.10gb@0")
 	says(t, n, p, "writing CDI file of slot", "read-only file system")
 	if err := unix.Mount("", n.CDIDir(), "", unix.MS_REMOUNT, ""); err != nil {

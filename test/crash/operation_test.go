@@ -4,6 +4,7 @@
 package crash
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -12,7 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
@@ -90,17 +93,20 @@ func TestMetricsHealthAndSystemd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s := &systemd{}
+	go s.read(socket) // at once: few messages fit into a socket
 	defer socket.Close()
-	address := freeAddress(t)
-	n.Args = append(n.Args, "--listen="+address)
+	n.Args = append(n.Args, "--listen=127.0.0.1:0")
 	n.Env = append(n.Env, "NOTIFY_SOCKET="+filepath.Join(n.Dir, "notify"), "WATCHDOG_USEC=100000")
 	n.StartAgent(0, false)
-	for _, want := range []string{"READY=1", "WATCHDOG=1"} {
-		if got := datagram(t, socket); got != want {
-			t.Errorf("systemd is told %q, want %q", got, want)
+	n.Await("systemd to be told", func() error {
+		if got := s.told(); len(got) < 2 || got[0] != "READY=1" || got[1] != "WATCHDOG=1" {
+			return fmt.Errorf("%q", got)
 		}
-	}
+		return nil
+	})
 	n.Kubelet.AwaitCapacity(7)
+	address := servesAt(n)
 	for _, path := range []string{"/healthz", "/readyz"} {
 		n.Await(path, func() error {
 			if code, text := get(t, address, path); code != http.StatusOK {
@@ -111,8 +117,8 @@ func TestMetricsHealthAndSystemd(t *testing.T) {
 	}
 	p := n.Bind("p", "main=0:2g.10gb@0")
 	p.Await(node.Running)
-	_, text := get(t, address, "/metrics")
-	for _, want := range []string{
+	var text string
+	wants := []string{
 		`dynamig_agent_create_instance_duration_seconds_count 1`,
 		`dynamig_agent_prepared_devices{device_type="mig"} 1`,
 		`dynamig_agent_requests_total{method="PreStartContainer"} 1`,
@@ -121,11 +127,15 @@ func TestMetricsHealthAndSystemd(t *testing.T) {
 		`dynamig_agent_reconcile_lag_seconds 0`,
 		`dynamig_agent_kubelet_connected 1`,
 		`dynamig_agent_instances{gpu="` + string(n.GPU(0)) + `",state="Live"} 1`,
-	} {
-		if !strings.Contains(text, want+"\n") {
-			t.Errorf("/metrics has no line %s", want)
-		}
 	}
+	n.Await("/metrics", func() error { // some follow what the pod's user sees
+		_, text = get(t, address, "/metrics")
+		missing := slices.DeleteFunc(slices.Clone(wants), func(want string) bool { return strings.Contains(text, want+"\n") })
+		if len(missing) > 0 {
+			return fmt.Errorf("it has no line %s", strings.Join(missing, ", "))
+		}
+		return nil
+	})
 	problems, err := promlint.New(strings.NewReader(text)).Lint()
 	if err != nil {
 		t.Error(err)
@@ -142,29 +152,55 @@ func TestMetricsHealthAndSystemd(t *testing.T) {
 	})
 	n.Kubelet.Run()
 	n.StopAgent()
-	for datagram(t, socket) != "STOPPING=1" { // the test fails when it does not come
-	}
+	n.Await("systemd to be told of the end", func() error {
+		if got := s.told(); got[len(got)-1] != "STOPPING=1" {
+			return fmt.Errorf("%q", got)
+		}
+		return nil
+	})
 }
 
-func datagram(t *testing.T, socket *net.UnixConn) string {
-	t.Helper()
+// systemd remembers what it is told.
+type systemd struct {
+	mu       sync.Mutex // guards what follows
+	messages []string
+}
+
+// read takes messages until the socket is closed.
+func (s *systemd) read(socket *net.UnixConn) {
 	buffer := make([]byte, 100)
-	length, err := socket.Read(buffer)
-	if err != nil {
-		t.Fatal(err)
+	for {
+		length, err := socket.Read(buffer)
+		if err != nil {
+			return
+		}
+		s.mu.Lock()
+		s.messages = append(s.messages, string(buffer[:length]))
+		s.mu.Unlock()
 	}
-	return string(buffer[:length])
 }
 
-// freeAddress is one that nobody listened at a moment ago.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+func (s *systemd) told() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.messages)
+}
+
+// servesAt is where the agent serves its metrics, as it has logged.
+func servesAt(n *node.Node) (address string) {
+	n.T.Helper()
+	n.Await("the agent to serve metrics", func() error {
+		log, err := os.ReadFile(n.Log())
+		if err != nil {
+			return err
+		}
+		_, rest, found := strings.Cut(string(log), `"Serving metrics" address="`)
+		if address, _, _ = strings.Cut(rest, `"`); !found || address == "" {
+			return errors.New("its log does not say where")
+		}
+		return nil
+	})
+	return address
 }
 
 func get(t *testing.T, address, path string) (code int, text string) {

@@ -169,6 +169,11 @@ func (k *Kubelet) End(pod *Pod) {
 func (k *Kubelet) Slots() (healthy, other []string) {
 	k.Mu.Lock()
 	defer k.Mu.Unlock()
+	return k.slots()
+}
+
+// slots is Slots with Mu held.
+func (k *Kubelet) slots() (healthy, other []string) {
 	for slot := range k.all {
 		if k.healthy[slot] {
 			healthy = append(healthy, slot)
@@ -179,10 +184,14 @@ func (k *Kubelet) Slots() (healthy, other []string) {
 	return sortSlots(healthy), sortSlots(other)
 }
 
-// Await waits until kubelet's state is as wanted.
+// Patience is how long anything may take on a busy machine.
+const Patience = 2 * time.Minute
+
+// Await waits until kubelet's state is as wanted. What does not last may be missed: see
+// Past.
 func (k *Kubelet) Await(what string, ok func() bool) {
 	k.T.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(Patience)
 	for {
 		k.Mu.Lock()
 		changed := k.changed

@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -106,11 +107,11 @@ type Kubelet struct {
 	Asked        []string // sockets of all calls of Register
 	Sockets      []string // of all registrations
 	healthy, all map[string]bool
-	Lists        int  // ListAndWatch updates
-	ListCalls    int  // PodResources calls
-	Rejected     int  // PodResources calls over the limit
-	PodCalls     int  // ListPods calls
-	Initializing bool // it has not heard of its pods from the API server since its start
+	Past         []string // ListAndWatch updates: "s0000 s0001 | s0002", healthy slots and others
+	ListCalls    int      // PodResources calls
+	Rejected     int      // PodResources calls over the limit
+	PodCalls     int      // ListPods calls
+	Initializing bool     // it has not heard of its pods from the API server since its start
 	Active       map[types.UID]*Pod
 	Holds        map[types.UID]map[string]Hold // by pod and container
 	changed      chan struct{}
@@ -229,7 +230,7 @@ func (k *Kubelet) Register(ctx context.Context, req *pluginapi.RegisterRequest) 
 	k.Asked = append(k.Asked, req.Endpoint)
 	k.Mu.Unlock()
 	for begin := time.Now(); k.Streams() > 0; { // its end takes a moment to arrive
-		if time.Since(begin) > 5*time.Second {
+		if time.Since(begin) > Patience {
 			k.T.Errorf("socket %s is registered while another stream lives", req.Endpoint)
 			break
 		}
@@ -288,7 +289,8 @@ func (k *Kubelet) receive(devices []*pluginapi.Device) {
 			k.healthy[d.ID] = true
 		}
 	}
-	k.Lists++
+	healthy, other := k.slots()
+	k.Past = append(k.Past, strings.Join(healthy, " ")+" | "+strings.Join(other, " "))
 	k.WriteCheckpoint()
 	k.update()
 }

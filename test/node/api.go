@@ -5,6 +5,7 @@ package node
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -26,6 +28,7 @@ const kept = 4096
 // pods bound to it, one GPUNode, and events. Safe for parallel use.
 type API struct {
 	address string
+	seat    int // a socket that is bound to the address: nobody else gets it while nothing is served
 	server  *http.Server
 	serving sync.WaitGroup
 
@@ -52,18 +55,44 @@ func newAPI(node string) (*API, error) {
 			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
 			ObjectMeta: metav1.ObjectMeta{Name: node, UID: types.UID("uid-of-" + node), ResourceVersion: "1"},
 		},
-		version: 1, pods: map[types.UID]*v1.Pod{}, stirred: make(chan struct{}), address: "127.0.0.1:0",
+		version: 1, pods: map[types.UID]*v1.Pod{}, stirred: make(chan struct{}),
+	}
+	if err := a.takeSeat(); err != nil {
+		return nil, fmt.Errorf("taking a port for the API: %w", err)
 	}
 	return a, a.Start()
 }
 
-// Start serves, again on the same port.
+// takeSeat binds a socket to a free port and never listens on it. SO_REUSEADDR, which
+// net.Listen sets too, lets both be bound.
+func (a *API) takeSeat() (err error) {
+	if a.seat, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return err
+	}
+	err = unix.SetsockoptInt(a.seat, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	if err == nil {
+		err = unix.Bind(a.seat, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
+	}
+	name, nameErr := unix.Getsockname(a.seat)
+	if err = errors.Join(err, nameErr); err != nil {
+		return errors.Join(err, unix.Close(a.seat))
+	}
+	a.address = fmt.Sprintf("127.0.0.1:%d", name.(*unix.SockaddrInet4).Port)
+	return nil
+}
+
+// Close ends it for good.
+func (a *API) Close() {
+	a.Stop()
+	_ = unix.Close(a.seat)
+}
+
+// Start serves, always on the same port.
 func (a *API) Start() error {
 	listener, err := net.Listen("tcp", a.address)
 	if err != nil {
 		return fmt.Errorf("serving the API: %w", err)
 	}
-	a.address = listener.Addr().String()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /api/v1/nodes/{name}", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, a.node) })
 	mux.HandleFunc("GET /api/v1/pods", a.servePods)

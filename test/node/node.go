@@ -191,7 +191,7 @@ func (n *Node) StopAgent() {
 		if err := n.agent.Err(); err != nil {
 			n.T.Errorf("the agent ended with %v", err)
 		}
-	case <-time.After(patience):
+	case <-time.After(kubelet.Patience):
 		n.T.Errorf("the agent does not end")
 		n.KillAgent()
 	}
@@ -238,17 +238,14 @@ func (n *Node) Close() {
 	}
 	n.workers.Wait()
 	n.Kubelet.Stop()
-	n.API.Stop()
+	n.API.Close()
 	_ = n.driver.Close()
 }
-
-// patience is how long anything may take on a busy machine.
-const patience = time.Minute
 
 // Await waits until something is so, and fails the test with its last reason.
 func (n *Node) Await(what string, ok func() error) {
 	n.T.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(kubelet.Patience)
 	for {
 		err := ok()
 		if err == nil {

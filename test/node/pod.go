@@ -376,7 +376,7 @@ func (p *Pod) Containers() []string {
 // Restart ends a container of a running pod and starts it again, as kubelet does.
 func (p *Pod) Restart(container string) error {
 	p.letGo(container)
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(kubelet.Patience)
 	for {
 		err := p.node.Kubelet.PreStart(context.Background(), p.inner, container)
 		if err == nil {
