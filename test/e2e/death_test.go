@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -23,67 +22,6 @@ import (
 	"github.com/dynamig/dynamig/test/cluster"
 	"github.com/dynamig/dynamig/test/stack"
 )
-
-// untilKilled is longer than any test: a driver call that takes that long lasts until
-// its caller is killed.
-const untilKilled = time.Hour
-
-// TestAgentIsKilledOnThePodsWay: the agent is killed at an arrow of a pod's way, and
-// the next one ends it. Package crash has every step; this is that real kubelet and
-// runtime take it as their model does.
-func TestAgentIsKilledOnThePodsWay(t *testing.T) {
-	n := node(t, "node1")
-	onlyWholeGPUs(t)
-	kept := keep(t, "gpu=1 gpumem=4000")
-	for _, c := range []struct {
-		name, wants string
-		holdsAt     string              // the driver call that does not return
-		early       bool                // before kubelet has set up the pod's sandbox
-		reached     func(creation) bool // says when the agent is killed
-	}{
-		{
-			name: "bound, with nothing created", wants: "gpu=1 gpumem=9000", holdsAt: sim.CallCreateGPUInstance,
-			reached: func(c creation) bool { return c.begun },
-		},
-		{
-			name: "between GPU instance and compute instance", wants: "gpu=1 gpumem=19000", holdsAt: sim.CallCreateComputeInstance, early: true,
-			reached: func(c creation) bool { return c.halves == 1 },
-		},
-		{
-			name: "created, with no container", wants: "gpu=2 gpumem=19000", early: true,
-			reached: func(c creation) bool { return c.begun && c.owned == 2 },
-		},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			before := looked(t, n)
-			if c.holdsAt != "" {
-				hold(t, n, c.holdsAt, untilKilled)
-			}
-			pod := create(t, newPod("arrow", c.wants))
-			if c.early {
-				freeze(t, n.Process("containerd"))
-			}
-			err := stack.Until(t.Context(), "the arrow", func() (bool, error) {
-				return admitted(t, n, pod) && c.reached(creationOf(t, n, pod, before)), nil
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			killAgent(t, n)
-			thaw(t, n.Process("containerd"))
-			agree(t, waitPod(t, pod.Name, stack.Running))
-			tidy(t, n)
-		})
-	}
-	t.Run("a pod's object gone, with nothing released", func(t *testing.T) {
-		pod := runs(t, newPod("ended", "gpu=1 gpumem=9000"))
-		freeze(t, n.Agent())
-		remove(t, pod.Name)
-		killAgent(t, n)
-		tidy(t, n)
-	})
-	kept.check(t)
-}
 
 // TestRestartsAroundPods: kubelet, containerd and the API server are started again
 // under a running pod and one that is starting. The first keeps its instances and its
@@ -102,7 +40,7 @@ func TestRestartsAroundPods(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := looked(t, n)
-			hold(t, n, sim.CallCreateComputeInstance, 3*time.Second) // while c restarts
+			halt(t, n, sim.CallCreateComputeInstance) // while c restarts
 			labels := deploy(t, newPod("starting", c.wants))
 			err := stack.Until(t.Context(), "the pod's GPU instance", func() (bool, error) {
 				return looked(t, n).halves > before.halves, nil
@@ -113,6 +51,7 @@ func TestRestartsAroundPods(t *testing.T) {
 			if err := c.restart(t.Context()); err != nil {
 				t.Fatal(err)
 			}
+			letGo(t, n)
 			agree(t, podOf(t, labels, stack.Running))
 			kept.check(t)
 			tidy(t, n)
@@ -143,7 +82,7 @@ func TestAgentStartsWithoutTheAPIServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hold(t, n, sim.CallCreateGPUInstance, untilKilled)
+	halt(t, n, sim.CallCreateGPUInstance)
 	freeze(t, n.Process("containerd"))
 	unseen := newPod("unseen", "gpu=1 gpumem=4000")
 	unseen.Spec.AutomountServiceAccountToken = new(false) // kubelet would ask the API server for one
@@ -154,9 +93,7 @@ func TestAgentStartsWithoutTheAPIServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if pod, err = st.Kube.CoreV1().Pods(namespace).Get(t.Context(), pod.Name, metav1.GetOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	pod = get(t, pod.Name)
 	api := st.Cluster.Process("kube-apiserver")
 	t.Cleanup(func() {
 		if !api.Running() {
@@ -174,16 +111,7 @@ func TestAgentStartsWithoutTheAPIServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	thaw(t, n.Process("containerd"))
-	err = stack.Until(t.Context(), "the pod's CDI file, without an API server", func() (bool, error) {
-		files, err := filepath.Glob(filepath.Join(nodePath(t, n, "/var/run/cdi"), "dynamig.io-slot_*.json"))
-		return slices.ContainsFunc(files, func(file string) bool {
-			text, err := os.ReadFile(file)
-			return err == nil && bytes.Contains(text, []byte(pod.UID))
-		}), err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	hasFile(t, n, pod) // without an API server
 	if got := uuids(t, pod); len(got) != 1 || got[0] == "" {
 		t.Errorf("without an API server the pod has instances %q, want one", got)
 	}
@@ -286,6 +214,7 @@ func life(t *testing.T, pod *v1.Pod) stack.Life {
 // look is what a node's driver shows.
 type look struct {
 	calls  int // to create a GPU instance, so far
+	proofs int // calls to list processes, so far
 	halves int // GPU instances without compute instance
 }
 
@@ -295,7 +224,7 @@ func looked(t *testing.T, n *stack.Node) look {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := look{calls: state.CallsByName[sim.CallCreateGPUInstance]}
+	l := look{calls: state.CallsByName[sim.CallCreateGPUInstance], proofs: state.CallsByName[sim.CallProcesses]}
 	for _, gpu := range state.GPUs {
 		for _, in := range gpu.Instances {
 			if in.CI == nvml.NoCI {
@@ -306,27 +235,14 @@ func looked(t *testing.T, n *stack.Node) look {
 	return l
 }
 
-// creation is how far that of a pod's instances is.
-type creation struct {
-	begun  bool // the driver was asked for a GPU instance
-	halves int  // GPU instances without compute instance
-	owned  int  // whole instances at the pod's placements
-}
-
-func creationOf(t *testing.T, n *stack.Node, pod *v1.Pod, before look) creation {
+// get reads a pod.
+func get(t *testing.T, name string) *v1.Pod {
 	t.Helper()
-	now := looked(t, n)
-	c := creation{begun: now.calls > before.calls, halves: now.halves - before.halves}
-	bound, err := st.Kube.CoreV1().Pods(namespace).Get(t.Context(), pod.Name, metav1.GetOptions{})
+	pod, err := st.Kube.CoreV1().Pods(namespace).Get(t.Context(), name, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, uuid := range uuids(t, bound) {
-		if uuid != "" {
-			c.owned++
-		}
-	}
-	return c
+	return pod
 }
 
 func world(t *testing.T, n *stack.Node) *sim.Node {
@@ -338,17 +254,21 @@ func world(t *testing.T, n *stack.Node) *sim.Node {
 	return world
 }
 
-// hold makes the next such driver call of the agent take that long.
-func hold(t *testing.T, n *stack.Node, call string, long time.Duration) {
+// halt has the next such driver call of the agent wait, until letGo or the end of its
+// caller.
+func halt(t *testing.T, n *stack.Node, call string) {
 	t.Helper()
-	if err := world(t, n).DelayCall(call, 1, long); err != nil {
+	if err := world(t, n).HaltCall(call, 1); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := world(t, n).ClearFaults(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { letGo(t, n) })
+}
+
+func letGo(t *testing.T, n *stack.Node) {
+	t.Helper()
+	if err := world(t, n).ClearFaults(); err != nil {
+		t.Error(err)
+	}
 }
 
 // admitted reports whether kubelet has given slots to a pod: its checkpoint has them.
@@ -359,6 +279,21 @@ func admitted(t *testing.T, n *stack.Node, pod *v1.Pod) bool {
 		t.Fatal(err)
 	}
 	return bytes.Contains(text, []byte(pod.UID))
+}
+
+// hasFile waits until the CDI file of a slot is there for a pod.
+func hasFile(t *testing.T, n *stack.Node, pod *v1.Pod) {
+	t.Helper()
+	err := stack.Until(t.Context(), "the pod's CDI file", func() (bool, error) {
+		files, err := filepath.Glob(filepath.Join(nodePath(t, n, "/var/run/cdi"), "dynamig.io-slot_*.json"))
+		return slices.ContainsFunc(files, func(file string) bool {
+			text, err := os.ReadFile(file)
+			return err == nil && bytes.Contains(text, []byte(pod.UID))
+		}), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // nodePath is where a file of the node is found.
@@ -388,12 +323,13 @@ func thaw(t *testing.T, p *cluster.Process) {
 	}
 }
 
-// killAgent kills the agent and starts the next one.
+// killAgent kills the agent and starts the next one, whose driver calls nothing halts.
 func killAgent(t *testing.T, n *stack.Node) {
 	t.Helper()
 	if err := n.Agent().Kill(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	letGo(t, n)
 	if err := n.StartAgent(t.Context()); err != nil {
 		t.Fatal(err)
 	}
