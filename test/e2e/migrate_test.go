@@ -48,6 +48,8 @@ func TestMoveANodeFromHAMi(t *testing.T) {
 	kubectl("annotate", "node", n.Name, `hami.io/node-nvidia-register=[{"id":"GPU-x","count":10,"devmem":40960,"mode":"mig"}]`,
 		"hami.io/node-handshake=Requesting_2026-01-01 10:00:00", "hami.io/mutex.lock=2026-01-01T10:00:00Z,default,old")
 	leftovers(t, n, "1g.5gb", 0, 3)
+	kubectl("label", "node", n.Name, "gpu-")
+	kubectl("annotate", "node", n.Name, "hami.io/node-nvidia-register-", "hami.io/node-handshake-", "hami.io/node-nvidia-score-", "hami.io/mutex.lock-")
 	if err := n.StartAgent(ctx); err != nil {
 		t.Fatal(err)
 	}
