@@ -20,6 +20,7 @@ var elsewhere = map[string]string{
 	"share-pod.yaml":  "TestOnePool",
 	"either-pod.yaml": "TestOnePool",
 	"hami-pod.yaml":   "TestHAMiDefaults",
+	"mig-parted.yaml": "TestNodeAsMIGPartedHasIt",
 }
 
 // TestExamples: every example is run, and what its header lets one expect comes.

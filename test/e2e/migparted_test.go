@@ -5,7 +5,7 @@ package e2e
 
 import (
 	"context"
-	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -17,24 +17,14 @@ import (
 	"github.com/dynamig/dynamig/test/stack"
 )
 
-// partedFile is a file of mig-parted's, in the forms that NVIDIA's have.
-const partedFile = `version: v1
-mig-configs:
-  all-disabled:
-  - devices: all
-    mig-enabled: false
-  ours:
-  - device-filter: ["0x20B010DE", "0x20B110DE"]
-    devices: all
-    mig-enabled: true
-    mig-devices:
-      %s
-`
-
 // TestNodeAsMIGPartedHasIt: a label of the node chooses a configuration of mig-parted's
-// file, which is what its GPUs are cut within; the file is followed.
+// file, the example, which is what its GPUs are cut within; the file is followed.
 func TestNodeAsMIGPartedHasIt(t *testing.T) {
 	ctx := t.Context()
+	file, err := os.ReadFile("../../examples/mig-parted.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
 	n, err := st.AddNodeWithoutAgent(ctx, "parted", "A100-SXM4-40GB", "A100-SXM4-40GB")
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +44,7 @@ func TestNodeAsMIGPartedHasIt(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write("mig-parted.yaml", fmt.Sprintf(partedFile, `"2g.10gb": 3`))
+	write("mig-parted.yaml", string(file))
 	write("config.json", `{"nodeconfig": [{"nodeSelector": {"nvidia.com/mig.config": "ours"}, "migconfig": "ours"}]}`)
 	if _, err := st.Cluster.Kubectl(ctx, "label", "node", n.Name, "nvidia.com/mig.config=ours"); err != nil {
 		t.Fatal(err)
@@ -77,7 +67,7 @@ func TestNodeAsMIGPartedHasIt(t *testing.T) {
 	}
 
 	// The file changes: one GPU keeps its pod, the other one is cut as it says now.
-	write("mig-parted.yaml", fmt.Sprintf(partedFile, `"3g.20gb": 2`))
+	write("mig-parted.yaml", strings.Replace(string(file), `"2g.10gb": 3`, `"3g.20gb": 2`, 1))
 	waiting = waitPod(t, waiting.Name, stack.Running)
 	agree(t, waiting)
 	agree(t, kept)
