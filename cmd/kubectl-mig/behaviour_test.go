@@ -439,22 +439,6 @@ func TestTablesHaveTheirReasonsBesides(t *testing.T) {
 	}
 }
 
-// TestOrderWithinASecond: what the pod tells, and kubelet's events, as they come.
-func TestOrderWithinASecond(t *testing.T) {
-	now := time.Unix(1, 0)
-	var got []string
-	for _, s := range ordered([]step{
-		{Time: now, Reason: "Running"}, {Time: now, Reason: "Started"}, {Time: now, Reason: "Created", Message: "Container created"},
-		{Time: now, Reason: "Prepared"}, {Time: now, Reason: "Pulled"}, {Time: now, Reason: "Scheduled"}, {Time: now, Reason: "GPUsPlaced"}, {Time: now, Reason: "PodCreated"},
-	}) {
-		got = append(got, s.Reason)
-	}
-	want := []string{"PodCreated", "GPUsPlaced", "Scheduled", "Prepared", "Pulled", "Created", "Started", "Running"}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("order (-want +got):\n%s", diff)
-	}
-}
-
 // TestTheConfigurationThatIsUsed is the one that --config names.
 func TestTheConfigurationThatIsUsed(t *testing.T) {
 	files := map[string]string{"/a/old.yaml": "kind: KubeSchedulerConfiguration # old", "/b/config.yaml": "kind: KubeSchedulerConfiguration # new"}

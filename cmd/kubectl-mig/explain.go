@@ -83,7 +83,7 @@ type story struct {
 	Start     *pool.Trial  `json:"startAgent,omitempty"` // where it would fit, if only the node's agent ran
 	Remedies  []string     `json:"remedies,omitempty"`   // repairs of GPUs, and what would open nodes that bar it
 	Agent     *agentWord   `json:"agent,omitempty"`
-	Steps     []step       `json:"steps,omitempty"`
+	Steps     []pool.Step  `json:"steps,omitempty"`
 	pod       *v1.Pod
 }
 
@@ -124,7 +124,9 @@ func explain(ctx context.Context, s *screen, a *access, o explainOptions) error 
 	if note != "" {
 		survey.note("%s", note)
 	}
-	st, err := survey.explain(pod, ordered(stepsTold(append(stepsOfPod(pod), events...))))
+	steps := stepsTold(append(pool.StepsOfPod(pod), events...))
+	pool.SortSteps(steps)
+	st, err := survey.explain(pod, steps)
 	if err != nil {
 		return err
 	}
@@ -141,7 +143,7 @@ func explain(ctx context.Context, s *screen, a *access, o explainOptions) error 
 }
 
 // explain finds the answer.
-func (v *survey) explain(pod *v1.Pod, steps []step) (*story, error) {
+func (v *survey) explain(pod *v1.Pod, steps []pool.Step) (*story, error) {
 	st := &story{Namespace: pod.Namespace, Name: pod.Name, Scheduler: waitsFor(pod), Steps: steps, pod: pod}
 	v.remarkOn(pod)
 	fleet := v.fleet()
@@ -244,7 +246,7 @@ func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 func (st *story) unseen() bool {
 	return st.Scheduler == "" && st.pod.DeletionTimestamp == nil && len(st.pod.Spec.SchedulingGates) == 0 &&
 		st.pod.Spec.SchedulerName == v1alpha1.SchedulerName &&
-		!slices.ContainsFunc(st.Steps, func(s step) bool { return s.Reason == "FailedScheduling" })
+		!slices.ContainsFunc(st.Steps, func(s pool.Step) bool { return s.Reason == "FailedScheduling" })
 }
 
 // sentence is the answer in short.

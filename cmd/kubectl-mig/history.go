@@ -92,7 +92,7 @@ func history(ctx context.Context, s *screen, a *access, o historyOptions) error 
 	if o.all {
 		namespace = metav1.NamespaceAll
 	}
-	var steps []step
+	var steps []pool.Step
 	switch o.kind {
 	case "node":
 		steps, err = a.historyOfNode(ctx, s, o.name)
@@ -104,7 +104,8 @@ func history(ctx context.Context, s *screen, a *access, o historyOptions) error 
 	if err != nil {
 		return err
 	}
-	steps = append([]step{}, ordered(steps)...)
+	steps = append([]pool.Step{}, steps...)
+	pool.SortSteps(steps)
 	if o.output == "json" || o.output == "yaml" {
 		return s.encode(o.output, map[string]any{"history": steps})
 	}
@@ -112,7 +113,7 @@ func history(ctx context.Context, s *screen, a *access, o historyOptions) error 
 }
 
 // historyOfPod is what is known of one pod; of one that is gone its events are.
-func (a *access) historyOfPod(ctx context.Context, s *screen, namespace, name string) ([]step, error) {
+func (a *access) historyOfPod(ctx context.Context, s *screen, namespace, name string) ([]pool.Step, error) {
 	steps, note, err := eventsOf(ctx, a.kube, namespace, v1.ObjectReference{Kind: "Pod", Name: name})
 	if err != nil {
 		return nil, err
@@ -128,11 +129,11 @@ func (a *access) historyOfPod(ctx context.Context, s *screen, namespace, name st
 	case err != nil:
 		return nil, err
 	}
-	return append(steps, stepsOfPod(pod)...), nil
+	return append(steps, pool.StepsOfPod(pod)...), nil
 }
 
 // historyOfNode is what is known of a node and its GPUNode.
-func (a *access) historyOfNode(ctx context.Context, s *screen, name string) ([]step, error) {
+func (a *access) historyOfNode(ctx context.Context, s *screen, name string) ([]pool.Step, error) {
 	steps, note, err := eventsOf(ctx, a.kube, metav1.NamespaceAll, v1.ObjectReference{Kind: "Node", Name: name})
 	if err != nil {
 		return nil, err
@@ -156,7 +157,7 @@ func (a *access) historyOfNode(ctx context.Context, s *screen, name string) ([]s
 		if pool.Wrong(c) {
 			kind = v1.EventTypeWarning
 		}
-		steps = append(steps, step{Time: c.LastTransitionTime.Time, Object: "gpunode/" + name, Type: kind,
+		steps = append(steps, pool.Step{Time: c.LastTransitionTime.Time, Object: "gpunode/" + name, Type: kind,
 			Reason: c.Type + "=" + string(c.Status), Message: c.Reason + ": " + firstLine(c.Message, name)})
 	}
 	return steps, nil
@@ -164,7 +165,7 @@ func (a *access) historyOfNode(ctx context.Context, s *screen, name string) ([]s
 
 // historyOfAll is what events tell of pods that ask for GPUs, and of pods that are
 // gone and had some.
-func (a *access) historyOfAll(ctx context.Context, s *screen, namespace string) ([]step, error) {
+func (a *access) historyOfAll(ctx context.Context, s *screen, namespace string) ([]pool.Step, error) {
 	steps, note, err := eventsOf(ctx, a.kube, namespace, v1.ObjectReference{Kind: "Pod"})
 	if err != nil {
 		return nil, err
@@ -182,8 +183,9 @@ func (a *access) historyOfAll(ctx context.Context, s *screen, namespace string) 
 	if err == nil {
 		for i := range list.Items {
 			if p := &list.Items[i]; opts.Wants(p) {
-				ours[object("Pod", p.Name)] = true
-				steps = append(steps, stepsOfPod(p)...)
+				told := pool.StepsOfPod(p)
+				ours[told[0].Object] = true
+				steps = append(steps, told...)
 			}
 		}
 	}
@@ -192,7 +194,7 @@ func (a *access) historyOfAll(ctx context.Context, s *screen, namespace string) 
 			ours[st.Object] = true
 		}
 	}
-	return slices.DeleteFunc(steps, func(st step) bool { return !ours[st.Object] }), nil
+	return slices.DeleteFunc(steps, func(st pool.Step) bool { return !ours[st.Object] }), nil
 }
 
 // ownReasons are reasons of events that only dynamig's programs give.
@@ -208,7 +210,7 @@ func (s *screen) noteIf(note string) {
 }
 
 // drawHistory lists steps with their objects.
-func drawHistory(s *screen, steps []step) []line {
+func drawHistory(s *screen, steps []pool.Step) []line {
 	if len(steps) == 0 {
 		return []line{text(plain, "Nothing is recorded.")}
 	}
@@ -227,7 +229,7 @@ func drawHistory(s *screen, steps []step) []line {
 		if st.Type == v1.EventTypeWarning {
 			style = amber
 		}
-		out = append(out, s.wrap(mark, style, "%s", st.text())...)
+		out = append(out, s.wrap(mark, style, "%s", textOf(&st))...)
 	}
 	return out
 }

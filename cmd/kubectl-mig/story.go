@@ -4,7 +4,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -20,22 +19,12 @@ import (
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
-// step is one thing that happened.
-type step struct {
-	Time    time.Time `json:"time"`
-	Object  string    `json:"object"` // such as pod/gpu-pod
-	Type    string    `json:"type"`   // Normal or Warning
-	Reason  string    `json:"reason"`
-	Message string    `json:"message,omitempty"`
-	Count   int32     `json:"count,omitempty"` // how often, when more than once
-}
-
 // keeping says how far events reach back.
 const keeping = "Events reach back only as long as the cluster keeps them, one hour by default."
 
 // eventsOf lists the events about objects of a kind, and of a name and UID where they
 // are given. The note says what may not be read.
-func eventsOf(ctx context.Context, kube kubernetes.Interface, namespace string, of v1.ObjectReference) (steps []step, note string, err error) {
+func eventsOf(ctx context.Context, kube kubernetes.Interface, namespace string, of v1.ObjectReference) (steps []pool.Step, note string, err error) {
 	about := fields.Set{"involvedObject.kind": of.Kind}
 	if of.Name != "" {
 		about["involvedObject.name"] = of.Name
@@ -51,111 +40,22 @@ func eventsOf(ctx context.Context, kube kubernetes.Interface, namespace string, 
 		return nil, "", fmt.Errorf("listing events: %w", err)
 	}
 	for i := range list.Items {
-		steps = append(steps, stepOf(&list.Items[i]))
+		steps = append(steps, pool.StepOf(&list.Items[i]))
 	}
 	return steps, "", nil
 }
 
-// stepOf reads either form of an event.
-func stepOf(e *v1.Event) step {
-	s := step{
-		Time: e.EventTime.Time, Object: object(e.InvolvedObject.Kind, e.InvolvedObject.Name), Type: e.Type, Reason: e.Reason,
-		Message: e.Message, Count: e.Count,
-	}
-	if s.Time.IsZero() {
-		s.Time = e.FirstTimestamp.Time
-	}
-	if s.Time.IsZero() {
-		s.Time = e.CreationTimestamp.Time
-	}
-	if e.Series != nil {
-		s.Count = e.Series.Count
-	}
-	if s.Count < 2 {
-		s.Count = 0
-	}
-	return s
-}
-
-func object(kind, name string) string {
-	switch kind {
-	case "Pod":
-		return "pod/" + name
-	case "Node":
-		return "node/" + name
-	default:
-		return kind + "/" + name
-	}
-}
-
-// podCreated is the reason of the pod's creation; kubelet's Created is a container's.
-const podCreated = "PodCreated"
-
-// stepsOfPod are those that the pod itself tells, to the second.
-func stepsOfPod(p *v1.Pod) []step {
-	name := object("Pod", p.Name)
-	steps := []step{{Time: p.CreationTimestamp.Time, Object: name, Type: v1.EventTypeNormal, Reason: podCreated, Message: "the pod was created"}}
-	for _, c := range p.Status.Conditions {
-		if c.Status != v1.ConditionTrue || c.LastTransitionTime.IsZero() {
-			continue
-		}
-		switch c.Type {
-		case v1.PodScheduled:
-			steps = append(steps, step{Time: c.LastTransitionTime.Time, Object: name, Type: v1.EventTypeNormal, Reason: "PodScheduled", Message: "bound to " + p.Spec.NodeName})
-		case v1.PodReady:
-			steps = append(steps, step{Time: c.LastTransitionTime.Time, Object: name, Type: v1.EventTypeNormal, Reason: "PodReady", Message: "all containers are ready"})
-		case v1.DisruptionTarget:
-			steps = append(steps, step{Time: c.LastTransitionTime.Time, Object: name, Type: v1.EventTypeWarning, Reason: "DisruptionTarget", Message: c.Reason + ": " + c.Message})
-		}
-	}
-	for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
-		steps = append(steps, stepsOfContainer(name, &c)...)
-	}
-	return steps
-}
-
-func stepsOfContainer(pod string, c *v1.ContainerStatus) []step {
-	var steps []step
-	if r := c.State.Running; r != nil {
-		steps = append(steps, step{Time: r.StartedAt.Time, Object: pod, Type: v1.EventTypeNormal, Reason: "Running", Message: "container " + c.Name + " runs"})
-	}
-	if t := c.State.Terminated; t != nil {
-		steps = append(steps, step{Time: t.FinishedAt.Time, Object: pod, Type: v1.EventTypeNormal, Reason: "Terminated",
-			Message: fmt.Sprintf("container %s ended with %d", c.Name, t.ExitCode)})
-	}
-	return steps
-}
-
-// ordered sorts by the second, then as things usually come, then by time.
-func ordered(steps []step) []step {
-	slices.SortStableFunc(steps, func(a, b step) int {
-		if n := cmp.Compare(a.Time.Unix(), b.Time.Unix()); n != 0 {
-			return n
-		}
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Time.Compare(b.Time))
-	})
-	return steps
-}
-
-// rank is that of pool.Usually, after the pod's own creation.
-func rank(s step) int {
-	if s.Reason == podCreated {
-		return -1
-	}
-	return pool.Usually(s.Reason)
-}
-
 // stepsTold leaves out events of kubelet and of others that the pod's own record
 // tells better.
-func stepsTold(steps []step) []step {
-	return slices.DeleteFunc(steps, func(s step) bool {
+func stepsTold(steps []pool.Step) []pool.Step {
+	return slices.DeleteFunc(steps, func(s pool.Step) bool {
 		return slices.Contains([]string{"Scheduled", "Pulled", "Pulling", "Created", "Started"}, s.Reason)
 	})
 }
 
-// text is reason and message; the reason is left out where the message begins with
-// it.
-func (st *step) text() string {
+// textOf is a step's reason and message; the reason is left out where the message begins
+// with it.
+func textOf(st *pool.Step) string {
 	t := st.Message
 	if first, _, _ := strings.Cut(t, " "); first != st.Reason {
 		t = strings.TrimSuffix(st.Reason+": "+t, ": ")
@@ -167,7 +67,7 @@ func (st *step) text() string {
 }
 
 // drawSteps lists steps with what passed since the one before.
-func drawSteps(s *screen, steps []step) []line {
+func drawSteps(s *screen, steps []pool.Step) []line {
 	var out []line
 	var last time.Time
 	for _, st := range steps {
@@ -183,7 +83,7 @@ func drawSteps(s *screen, steps []step) []line {
 		if st.Type == v1.EventTypeWarning {
 			style = amber
 		}
-		out = append(out, s.wrap(mark, style, "%s", st.text())...)
+		out = append(out, s.wrap(mark, style, "%s", textOf(&st))...)
 	}
 	return out
 }

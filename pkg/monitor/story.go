@@ -4,7 +4,6 @@
 package monitor
 
 import (
-	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -35,7 +34,7 @@ type Story struct {
 	Preparation *pool.PreparationPicture `json:"preparation,omitempty"`
 	Steps       []Step                   `json:"steps"`
 	Containers  []ContainerStory         `json:"containers"`
-	Events      []EventStory             `json:"events"`
+	Events      []pool.Step              `json:"events"`
 
 	// EventsMissing says why Events may lack some.
 	EventsMissing string `json:"eventsMissing,omitempty"`
@@ -70,16 +69,6 @@ type ContainerStory struct {
 	Restart int32  `json:"restarts,omitempty"`
 }
 
-// EventStory is one event of the pod.
-type EventStory struct {
-	At      time.Time `json:"at"`
-	Type    string    `json:"type"`
-	Reason  string    `json:"reason"`
-	Message string    `json:"message"`
-	From    string    `json:"from"`
-	Count   int32     `json:"count,omitempty"`
-}
-
 // eventsTimeout bounds the request for a pod's events; the story is told without
 // them when it is over.
 const eventsTimeout = 3 * time.Second
@@ -90,7 +79,7 @@ func (m *Monitor) story(ctx context.Context, view *View, pod *v1.Pod) *Story {
 	s := &Story{
 		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Node: pod.Spec.NodeName, Phase: pod.Status.Phase,
 		Ending: pod.DeletionTimestamp != nil, Request: describeRequest(pod, &names),
-		Containers: containersOf(pod), Events: []EventStory{},
+		Containers: containersOf(pod), Events: []pool.Step{},
 	}
 	for _, w := range view.Waiting {
 		if w.UID == pod.UID {
@@ -178,7 +167,23 @@ func containersOf(pod *v1.Pod) []ContainerStory {
 }
 
 // stepsOf joins what the journal saw with what the objects say.
-func stepsOf(pod *v1.Pod, seen steps, events []EventStory) []Step {
+func stepsOf(pod *v1.Pod, seen steps, events []pool.Step) []Step {
+	var scheduled, prepared, started time.Time
+	for _, s := range slices.Concat(pool.StepsOfPod(pod), events) {
+		switch s.Reason {
+		case pool.StepPodScheduled:
+			scheduled = s.Time
+		case "Prepared":
+			prepared = s.Time
+		case pool.StepRunning:
+			if started.IsZero() || s.Time.Before(started) {
+				started = s.Time
+			}
+		}
+	}
+	if !seen.watched { // seen late: the objects know better
+		seen.bound, seen.prepared = time.Time{}, time.Time{}
+	}
 	out := []Step{{Name: "created", At: pod.CreationTimestamp.Time, From: "api"}}
 	add := func(name string, monitor, api time.Time) {
 		switch {
@@ -188,30 +193,9 @@ func stepsOf(pod *v1.Pod, seen steps, events []EventStory) []Step {
 			out = append(out, Step{Name: name, At: api, From: "api"})
 		}
 	}
-	var scheduled, prepared, started time.Time
-	if c := condition(pod, v1.PodScheduled); c != nil && c.Status == v1.ConditionTrue {
-		scheduled = c.LastTransitionTime.Time
-	}
-	for _, e := range events {
-		if e.Reason == "Prepared" {
-			prepared = e.At
-		}
-	}
-	for _, c := range pod.Status.ContainerStatuses {
-		if r := c.State.Running; r != nil && (started.IsZero() || r.StartedAt.Time.Before(started)) {
-			started = r.StartedAt.Time
-		}
-	}
 	add("decided", seen.decided, time.Time{})
 	add("published", seen.published, time.Time{})
-	bound := seen.bound
-	if !seen.watched {
-		bound = time.Time{}
-	}
-	add("bound", bound, scheduled)
-	if !seen.watched {
-		seen.prepared = time.Time{} // seen late: the event knows better
-	}
+	add("bound", seen.bound, scheduled)
 	add("prepared", seen.prepared, prepared)
 	add("started", time.Time{}, started)
 	for i := 1; i < len(out); i++ {
@@ -223,30 +207,20 @@ func stepsOf(pod *v1.Pod, seen steps, events []EventStory) []Step {
 	return out
 }
 
-// events lists a pod's events, the oldest first; those of one second as they usually come.
-func events(ctx context.Context, client kubernetes.Interface, pod *v1.Pod) ([]EventStory, error) {
+// events lists a pod's events in the order in which they came.
+func events(ctx context.Context, client kubernetes.Interface, pod *v1.Pod) ([]pool.Step, error) {
 	ctx, cancel := context.WithTimeout(ctx, eventsTimeout)
 	defer cancel()
 	list, err := client.CoreV1().Events(pod.Namespace).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector("involvedObject.uid", string(pod.UID)).String(), Limit: 200,
 	})
 	if err != nil {
-		return []EventStory{}, err
+		return []pool.Step{}, err
 	}
-	out := make([]EventStory, 0, len(list.Items))
+	out := make([]pool.Step, 0, len(list.Items))
 	for i := range list.Items {
-		e := &list.Items[i]
-		story := EventStory{At: e.EventTime.Time, Type: e.Type, Reason: e.Reason, Message: e.Message, From: e.ReportingController, Count: e.Count}
-		if story.At.IsZero() {
-			story.At = e.FirstTimestamp.Time
-		}
-		if story.From == "" {
-			story.From = e.Source.Component
-		}
-		out = append(out, story)
+		out = append(out, pool.StepOf(&list.Items[i]))
 	}
-	slices.SortStableFunc(out, func(a, b EventStory) int {
-		return cmp.Or(cmp.Compare(a.At.Unix(), b.At.Unix()), cmp.Compare(pool.Usually(a.Reason), pool.Usually(b.Reason)), a.At.Compare(b.At))
-	})
+	pool.SortSteps(out)
 	return out, nil
 }

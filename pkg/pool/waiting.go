@@ -6,7 +6,6 @@ package pool
 import (
 	"fmt"
 	"regexp"
-	"slices"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
@@ -46,20 +45,4 @@ var counted = regexp.MustCompile(`^0/\d+ nodes are available: `)
 func BareReason(message string) string {
 	bare, _, _ := strings.Cut(counted.ReplaceAllString(message, ""), " preemption: ")
 	return bare
-}
-
-// usual is the order in which what is told of a pod comes. Created and Started are
-// kubelet's, of a container.
-var usual = []string{
-	"FailedScheduling", "GPUsPlaced", "PodScheduled", "Scheduled", "PreparationFailed", "Prepared",
-	"Pulling", "Pulled", "Created", "Started", "Running", "PodReady",
-}
-
-// Usually ranks reasons of events by when in a pod's life they come; what it does not
-// know comes last. Most times are whole seconds: it orders what happened in one.
-func Usually(reason string) int {
-	if i := slices.Index(usual, reason); i >= 0 {
-		return i
-	}
-	return len(usual)
 }

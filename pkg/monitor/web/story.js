@@ -80,7 +80,7 @@ export function tell(dialog, story, node) {
   section("Containers", ...(story.containers.length ? [table("containers", story.containers.map((c) => el("tr", {},
     el("td", {}, c.name), el("td", {}, c.state || "not started"), el("td", {}, [c.reason, c.message].filter(Boolean).join(": "), c.restarts ? ` ${c.restarts} restarts` : ""))))] : []));
   section("Events", story.events.length ? table("events", story.events.map((e) => el("tr", { class: e.type },
-    el("th", { scope: "row" }, clock(e.at)), el("td", {}, e.reason), el("td", {}, e.message)))) : el("p", { class: "muted" }, story.eventsMissing || "The cluster keeps none any more."));
+    el("th", { scope: "row" }, clock(e.time)), el("td", {}, e.reason), el("td", {}, e.message || "", e.count ? ` (${e.count} times)` : "")))) : el("p", { class: "muted" }, story.eventsMissing || "The cluster keeps none any more."));
   const scroll = dialog.scrollTop;
   const close = el("button", { class: "quiet", type: "button", "aria-label": "Close", onclick: () => dialog.close() }, "Close");
   const keep = document.activeElement?.getAttribute?.("aria-label") === "Close";
