@@ -12,7 +12,7 @@ func (m *Monitor) Hurry(streamAge, patience, queue time.Duration) {
 }
 
 // Slots are how many readers are being answered.
-func (m *Monitor) Slots() int { return len(m.watchers) + len(m.large) }
+func (m *Monitor) Slots() int { return len(m.watchers.taken) + len(m.large.taken) }
 
 // MaxLarge is how many answers of the fleet's size are written at once, MaxSmall how many
 // nodes may be in one that does not count.

@@ -5,10 +5,12 @@ package monitor
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
 
@@ -71,6 +73,22 @@ func TestNodesThatAreNoMoreAreForgotten(t *testing.T) {
 		if event := msg.event(); event != want || (want == "reset") != (len(msg.nodes) == 1) || (want == "fleet") != (len(msg.Gone) == 1) {
 			t.Errorf("since %d of %d: event %s with %d nodes and %d gone, want %s", since, now.Version, event, len(msg.nodes), len(msg.Gone), want)
 		}
+	}
+}
+
+// TestRequestsAreCut: a pod's own text takes a bounded part of each message.
+func TestRequestsAreCut(t *testing.T) {
+	names := pool.New(pool.Options{}).Names()
+	pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{v1alpha1.AnnotationProfile: strings.Repeat("x", 1<<18)}}}
+	if got, want := describeRequest(pod, &names), "mig-profile "+strings.Repeat("x", 61)+"..."; got != want {
+		t.Errorf("request %.100q, want %q", got, want)
+	}
+	limits := v1.ResourceList{names.Count: resource.MustParse("1")}
+	for range 1000 {
+		pod.Spec.Containers = append(pod.Spec.Containers, v1.Container{Name: "main", Resources: v1.ResourceRequirements{Limits: limits}})
+	}
+	if got := describeRequest(pod, &names); len(got) != maxRequest {
+		t.Errorf("a pod with 1000 containers has a request of %d bytes, want %d", len(got), maxRequest)
 	}
 }
 

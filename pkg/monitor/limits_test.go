@@ -34,10 +34,11 @@ func narrow(t *testing.T, m *monitor.Monitor) *httptest.Server {
 	return s
 }
 
-// standStill asks for a path, reads the answer's beginning and no more.
-func standStill(t *testing.T, s *httptest.Server, path string) (leave func()) {
+// standStill asks from an address for a path, reads the answer's beginning and no more.
+func standStill(t *testing.T, s *httptest.Server, from, path string) (leave func()) {
 	t.Helper()
-	c, err := net.Dial("tcp", s.Listener.Addr().String())
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	c, err := d.DialContext(t.Context(), "tcp", s.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,26 +61,31 @@ func TestReadersWhoStandStillAreCutOff(t *testing.T) {
 	m := monitorOf(t, newFleet(t, 40, 0.7), everything)
 	m.Hurry(time.Hour, 2*time.Second, time.Hour)
 	s := narrow(t, m)
-	standStill(t, s, "/monitor/v1/watch")
-	standStill(t, s, "/metrics")
+	standStill(t, s, "127.0.0.1", "/monitor/v1/watch")
+	standStill(t, s, "127.0.0.1", "/metrics")
 	eventually(t, "that all slots are free", func() bool { return m.Slots() == 0 })
 }
 
-// TestLargeAnswersAreFewAtOnce: one more reader is turned away until another leaves. A
-// stream that is sent the whole fleet is such an answer.
+// TestLargeAnswersAreFewAtOnce: a client has half of the slots, and is turned away with one
+// more until it leaves another; another client has the other half. A stream that is sent the
+// whole fleet is such an answer.
 func TestLargeAnswersAreFewAtOnce(t *testing.T) {
 	m := monitorOf(t, newFleet(t, monitor.MaxSmall+1, 0.7), everything)
 	m.Hurry(time.Hour, time.Hour, time.Millisecond)
 	s := narrow(t, m)
-	var leave func()
-	for i := range monitor.MaxLarge {
-		leave = standStill(t, s, []string{"/metrics", "/monitor/v1/watch"}[i%2])
+	take := func(from string) (leave func()) {
+		for i := range monitor.MaxLarge / 2 {
+			leave = standStill(t, s, from, []string{"/metrics", "/monitor/v1/watch"}[i%2])
+		}
+		return leave
 	}
+	leave := take("127.0.0.1")
 	for _, path := range []string{"/metrics", "/monitor/v1/fleet", "/monitor/v1/watch"} {
 		if got := get(t, s.URL+path, nil).StatusCode; got != http.StatusServiceUnavailable {
 			t.Errorf("%s: %d, want %d", path, got, http.StatusServiceUnavailable)
 		}
 	}
+	take("127.0.0.2")
 	leave()
 	eventually(t, "a free slot", func() bool { return get(t, s.URL+"/monitor/v1/fleet", nil).StatusCode == http.StatusOK })
 }

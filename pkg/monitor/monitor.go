@@ -9,6 +9,7 @@ import (
 	"context"
 	"embed"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -35,8 +36,8 @@ type Monitor struct {
 	boot    string // tells this process's versions from those of another
 
 	stories  *rate.Limiter // each costs a request to the API server
-	watchers chan struct{} // a slot for each open stream
-	large    chan struct{} // a slot for each answer of the fleet's size
+	watchers *slots        // one for each open stream
+	large    *slots        // one for each answer of the fleet's size
 
 	streamAge time.Duration // then a stream ends, and its reader comes again
 	patience  time.Duration // how long a reader may take for an answer, or a part of a stream
@@ -58,7 +59,7 @@ func New(cfg Config, fleet *Fleet, journal *Journal, client kubernetes.Interface
 	return &Monitor{
 		cfg: cfg, fleet: fleet, journal: journal, client: client,
 		boot:    strconv.FormatInt(journal.now().UnixNano(), 36),
-		stories: rate.NewLimiter(10, 20), watchers: make(chan struct{}, maxWatchers), large: make(chan struct{}, maxLarge),
+		stories: rate.NewLimiter(10, 20), watchers: newSlots(maxWatchers), large: newSlots(maxLarge),
 		streamAge: 10 * time.Minute, patience: time.Minute, queue: 15 * time.Second,
 	}
 }
@@ -67,7 +68,8 @@ func New(cfg Config, fleet *Fleet, journal *Journal, client kubernetes.Interface
 var web embed.FS
 
 // policy lets the page load its own files and nothing else.
-const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; " +
+	"require-trusted-types-for 'script'; trusted-types 'none'" // text never becomes a script, even by a mistake in the page
 
 // Handler serves everything. Requests for data pass guard, the page's own files do
 // not: they hold no data, and a browser could not send a token for them. No data is
@@ -95,6 +97,7 @@ func (m *Monitor) Handler(guard func(http.Handler) http.Handler) http.Handler {
 		h.Set("Content-Security-Policy", policy)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		h.Set("Cache-Control", "no-cache")
 		m.extend(w)
 		all.ServeHTTP(w, r)
@@ -107,35 +110,31 @@ func (m *Monitor) extend(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(m.patience)) // a test's recorder cannot
 }
 
-// errCrowded says that a reader has waited in vain for a slot of large.
-var errCrowded = fmt.Errorf("%d readers are being answered already", maxLarge)
+// errCrowded says that a reader has waited in vain for a slot.
+var errCrowded = errors.New("too many readers are being answered already, or too many at your address")
 
-// enter waits for a slot of large, which leave gives back.
-func (m *Monitor) enter(ctx context.Context) (leave func(), err error) {
-	wait := time.NewTimer(m.queue)
-	defer wait.Stop()
-	select {
-	case m.large <- struct{}{}:
-		return func() { <-m.large }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-wait.C:
+// enter waits for a slot, which leave gives back.
+func (m *Monitor) enter(r *http.Request, to *slots) (leave func(), err error) {
+	ctx, cancel := context.WithTimeout(r.Context(), m.queue)
+	defer cancel()
+	if leave = to.enter(ctx, r); leave == nil {
 		return nil, errCrowded
 	}
+	return leave, nil
 }
 
-// crowded turns a reader away for the reason given.
-func crowded(w http.ResponseWriter, why string) {
+// crowded turns a reader away.
+func crowded(w http.ResponseWriter) {
 	w.Header().Set("Retry-After", "10")
-	http.Error(w, why, http.StatusServiceUnavailable)
+	http.Error(w, errCrowded.Error(), http.StatusServiceUnavailable)
 }
 
 // slotted lets so many requests in at once and the others wait.
 func (m *Monitor) slotted(serve http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		leave, err := m.enter(r.Context())
+		leave, err := m.enter(r, m.large)
 		if err != nil {
-			crowded(w, err.Error())
+			crowded(w)
 			return
 		}
 		defer leave()

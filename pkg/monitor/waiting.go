@@ -55,6 +55,13 @@ func condition(pod *v1.Pod, of v1.PodConditionType) *v1.PodCondition {
 	return nil
 }
 
+// What a pod's own text may take of an answer, in bytes: an annotation has up to 256 KiB, a
+// pod any number of containers, and each message of a stream has all waiting pods.
+const (
+	maxValue   = 64
+	maxRequest = 512
+)
+
 // describeRequest says what a pod asks for: "main: gpu 2, gpumem 8000".
 func describeRequest(pod *v1.Pod, names *v1alpha1.Resources) string {
 	var parts []string
@@ -73,10 +80,10 @@ func describeRequest(pod *v1.Pod, names *v1alpha1.Resources) string {
 	}
 	for _, key := range []string{v1alpha1.AnnotationProfile, v1alpha1.AnnotationMode} {
 		if value := pod.Annotations[key]; value != "" {
-			parts = append(parts, strings.TrimPrefix(key, "nvidia.com/")+" "+value)
+			parts = append(parts, strings.TrimPrefix(key, "nvidia.com/")+" "+v1alpha1.Shorten(value, maxValue))
 		}
 	}
-	return strings.Join(parts, "; ")
+	return v1alpha1.Shorten(strings.Join(parts, "; "), maxRequest)
 }
 
 func withoutDomain(name v1.ResourceName) string {

@@ -5,7 +5,6 @@ package monitor
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -98,6 +97,7 @@ const keepAlive = 15 * time.Second
 // stream is one reader of /monitor/v1/watch.
 type stream struct {
 	m     *Monitor
+	r     *http.Request
 	w     http.ResponseWriter
 	since uint64    // version that the reader has
 	last  time.Time // when something was sent; zero: nothing yet
@@ -107,24 +107,23 @@ type stream struct {
 // of another process, or too old, or none, is answered with everything and the event
 // "reset". A stream has its end, so that slots come free.
 func (m *Monitor) serveWatch(w http.ResponseWriter, r *http.Request) {
-	select {
-	case m.watchers <- struct{}{}:
-		defer func() { <-m.watchers }()
-	default:
-		crowded(w, fmt.Sprintf("%d readers are watching already", maxWatchers))
+	leave, err := m.enter(r, m.watchers)
+	if err != nil {
+		crowded(w)
 		return
 	}
+	defer leave()
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
-	s := &stream{m: m, w: w, since: m.since(r.URL.Query().Get("since"))}
+	s := &stream{m: m, r: r, w: w, since: m.since(r.URL.Query().Get("since"))}
 	tick := time.NewTicker(updateEvery)
 	defer tick.Stop()
 	end := time.NewTimer(m.streamAge)
 	defer end.Stop()
 	for {
-		err := s.update(r.Context())
+		err := s.update()
 		if errors.Is(err, errCrowded) && s.last.IsZero() {
-			crowded(w, err.Error())
+			crowded(w)
 		}
 		if err != nil {
 			return
@@ -140,11 +139,11 @@ func (m *Monitor) serveWatch(w http.ResponseWriter, r *http.Request) {
 }
 
 // update sends what is new; at first, and after a while, also that nothing is.
-func (s *stream) update(ctx context.Context) error {
+func (s *stream) update() error {
 	view := s.m.fleet.Recent(updateEvery)
 	s.m.extend(s.w)
 	if view.Version != s.since {
-		return s.send(ctx, view)
+		return s.send(view)
 	}
 	if time.Since(s.last) < keepAlive {
 		return nil
@@ -157,10 +156,10 @@ func (s *stream) update(ctx context.Context) error {
 
 // send sends what the view has beyond what the reader has. A message of the fleet's size
 // takes a slot, as other answers of that size do.
-func (s *stream) send(ctx context.Context, view *View) error {
+func (s *stream) send(view *View) error {
 	msg := s.m.message(view, s.since)
 	if len(msg.nodes) > maxSmall {
-		leave, err := s.m.enter(ctx)
+		leave, err := s.m.enter(s.r, s.m.large)
 		if err != nil {
 			return err
 		}

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/net/netutil"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/authentication/authenticatorfactory"
@@ -33,6 +34,13 @@ import (
 	"github.com/dynamig/dynamig/pkg/monitor"
 )
 
+// The most that readers may open: each takes memory and a file of the scheduler's process.
+// A page needs some 6 connections, or as many streams of one with TLS.
+const (
+	maxConnections = 512
+	maxStreams     = 32 // of a connection
+)
+
 // shutdownTimeout is how long requests may finish once the program ends.
 const shutdownTimeout = time.Second
 
@@ -47,6 +55,7 @@ func Serve(ctx context.Context, cfg monitor.Config, m *monitor.Monitor, client k
 	if err != nil {
 		return fmt.Errorf("opening the monitor's port; choose another with --monitor-port, or 0 for no monitor: %w", err)
 	}
+	listener = netutil.LimitListener(listener, maxConnections)
 	if cfg.CertFile != "" {
 		err = secure(ctx, cfg, m, client, listener)
 	} else {
@@ -86,7 +95,7 @@ func secure(ctx context.Context, cfg monitor.Config, m *monitor.Monitor, client 
 	if err != nil {
 		return fmt.Errorf("reading the monitor's certificate: %w", err)
 	}
-	info := &server.SecureServingInfo{Listener: listener, Cert: cert, HTTP2MaxStreamsPerConnection: 250}
+	info := &server.SecureServingInfo{Listener: listener, Cert: cert, HTTP2MaxStreamsPerConnection: maxStreams}
 	guard := open
 	if cfg.Authenticate {
 		if guard, err = askFirst(ctx, client, info); err != nil {

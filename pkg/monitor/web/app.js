@@ -395,5 +395,5 @@ $("theme").addEventListener("click", () => theme(themes[(themes.indexOf(root.dat
 
 setInterval(() => { if (!document.hidden && waiting.length) drawWaiting(); }, 10000); // ages
 follow().then(null, (error) => { $("live").textContent = error.message; });
-const linked = decodeURIComponent(location.hash).match(/^#pod=([^/]+\/[^/]+)$/);
+const linked = new URLSearchParams(location.hash.slice(1)).get("pod")?.match(/^([^/]+\/[^/]+)$/);
 if (linked) openStory(linked[1]);

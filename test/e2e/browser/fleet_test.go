@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -45,6 +48,45 @@ func serveBehind(t *testing.T, nodes int, part float64, guard func(http.Handler)
 	s := httptest.NewServer(m.Handler(guard))
 	t.Cleanup(func() { s.CloseClientConnections(); s.Close() })
 	return f, s.URL
+}
+
+// TestTextIsText: whatever stands in texts that users, containers or other programs write, the
+// page shows it as it is.
+func TestTextIsText(t *testing.T) {
+	const evil = `<img src=x onerror="document.title='owned'"><script>document.title='owned'</script>"'&lt;`
+	f, url := serve(t, 0, 0)
+	if err := f.AddNode("node1", "A100-40GB", 2); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.WaitNode(t.Context(), "node1"); err != nil {
+		t.Fatal(err)
+	}
+	pod := f.Create(fleet.Pod{Namespace: "ns", Name: "evil", GPUs: 1, MemoryMiB: 4000})
+	pod.Annotations["nvidia.com/vgpu-mode"] = evil[:60]
+	f.Refuse(pod, evil)
+	f.Stop(pod, evil, evil)
+	f.Change("node1", func(s *v1alpha1.GPUNodeStatus) {
+		s.GPUs[1].Health, s.GPUs[1].Reason = v1alpha1.Unhealthy, evil
+		s.Conditions[0].Status, s.Conditions[0].Message = "True", evil
+		s.Pods = []v1alpha1.PodPreparation{{UID: pod.UID, Phase: v1alpha1.PodFailing, Reason: evil}}
+	})
+	if _, err := f.Client.CoreV1().Events("ns").Create(t.Context(), &v1.Event{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "evil.1"}, EventTime: metav1.NowMicro(), Type: evil, Reason: evil, Message: evil,
+		InvolvedObject: v1.ObjectReference{Namespace: "ns", Name: "evil", UID: pod.UID}, Series: &v1.EventSeries{Count: 3},
+	}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	p := Open(t, url+"/#pod=ns/evil", 1280, 900, false)
+	p.Until("the GPU's reason", live+` && document.querySelector(".gpu.sick .left").textContent === `+strconv.Quote(evil))
+	p.Until("what the pod asks for", `document.getElementById("queue").textContent.includes(`+strconv.Quote(evil[:60])+`)`)
+	p.Until("the container's message", `document.querySelector(".containers td:last-child")?.textContent === `+strconv.Quote(evil+": "+evil))
+	p.Until("the event", `document.querySelector(".events td:last-child")?.textContent === `+strconv.Quote(evil+" (3 times)"))
+	if got := Eval[[]string](p, `[document.title, ...[...document.querySelectorAll("img, script")].map((e) => e.getAttribute("src"))]`); !slices.Equal(got, []string{"dynamig", "app.js", "icon.svg"}) {
+		t.Errorf("the page has the title, images and scripts %q", got)
+	}
+	if Eval[bool](p, `(() => { try { document.createElement("p").innerHTML = "x"; return true; } catch { return false; } })()`) {
+		t.Error("text can be made HTML: the policy lacks trusted types")
+	}
 }
 
 // TestPageTellsTroubleFromRemarks: a node whose agent or kubelet is gone says so and is
