@@ -39,6 +39,7 @@ type core struct {
 	pods      cache.SharedIndexInformer
 	gpuNodes  cache.SharedIndexInformer
 	reports   cache.ResourceEventHandlerRegistration // of onGPUNode
+	last      atomic.Pointer[prospect]               // that a hint asked for
 	trouble   atomic.Pointer[error]                  // why GPUNodes cannot be read, nil when they can
 
 	// verdicts is held while a report, or a pod seen bound, reaches the pool: what an

@@ -81,7 +81,7 @@ func (pl *Plugin) hintFor(pod *v1.Pod, nodeName string, gone types.UID) (fwk.Que
 		return fwk.QueueSkip, nil
 	}
 	request, err := pl.pool.Parse(pod)
-	if err != nil || !pl.prospect(node, gone).helps(pod, request) {
+	if err != nil || !pl.lastProspect(node, gone).helps(pod, request) {
 		return fwk.QueueSkip, nil // a pod with a mistake is cured by afterPodChanged
 	}
 	return fwk.Queue, nil

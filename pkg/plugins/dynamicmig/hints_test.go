@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	fwk "k8s.io/kube-scheduler/framework"
 	"k8s.io/kubernetes/pkg/scheduler/framework"
 	st "k8s.io/kubernetes/pkg/scheduler/testing"
@@ -421,6 +422,39 @@ func TestHintsLeavePodsAloneThatAnEventDoesNotHelp(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What is kept from one hint to the next is never older than the ledger or the report.
+func TestHintsFollowEachChange(t *testing.T) {
+	inRig(t, func(r *rig) {
+		b := report(t, "n", 1)
+		r.addNode(node("n").Obj(), b.GPUNode)
+		small := b.on(pod("small", "gpu=1 gpumem=4000"), "1g.5gb@0").Obj()
+		lesser := b.on(pod("lesser", "gpu=1 gpumem=4000").Priority(-1), "1g.5gb@1").Obj()
+		equal := b.on(pod("equal", "gpu=1 gpumem=4000"), "1g.5gb@2").Obj()
+		p := pod("p", "gpu=1").Obj()
+		for _, step := range []struct {
+			name string
+			do   func()
+			gone types.UID
+			want fwk.QueueingHint
+		}{
+			{"the GPU is free", func() {}, "", fwk.Queue},
+			{"a pod has come", func() { r.running(small) }, "", fwk.QueueSkip},
+			{"it is left out", func() {}, small.UID, fwk.Queue},
+			{"it is there", func() {}, "", fwk.QueueSkip},
+			{"the GPU is ill", func() { r.report(b.unhealthy(0).GPUNode) }, small.UID, fwk.QueueSkip},
+			{"the GPU is well", func() { r.report(b.GPUNode) }, small.UID, fwk.Queue},
+			{"a pod has come that could be evicted", func() { r.running(lesser) }, small.UID, fwk.Queue},
+			{"and the first has gone", func() { r.delete(small) }, "", fwk.Queue},
+			{"one has come that could not", func() { r.running(equal) }, "", fwk.QueueSkip},
+		} {
+			step.do()
+			if got, err := r.plugin.hintFor(p, "n", step.gone); got != step.want || err != nil {
+				t.Errorf("%s: the hint is %v (%v), want %v", step.name, got, err, step.want)
+			}
+		}
+	})
 }
 
 // A report wakes exactly the pods that it helps.

@@ -5,6 +5,7 @@ package dynamicmig
 
 import (
 	"slices"
+	"sync"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -13,12 +14,17 @@ import (
 	"github.com/dynamig/dynamig/pkg/pool"
 )
 
-// prospect is a node as informer and ledger show it, without a pod that is gone.
+// prospect is a node as informer and ledger show it, without a pod that is gone. Safe
+// for parallel use.
 type prospect struct {
-	core *core
-	node *pool.Node
-	gone types.UID
-	view *pool.View
+	core     *core
+	node     *pool.Node
+	gone     types.UID
+	revision uint64 // of the node's ledger, from before the view
+	view     *pool.View
+
+	mu     sync.Mutex           // guards lesser
+	lesser map[int32]*pool.View // by priority: see withoutLesser
 }
 
 // prospect of a node; nil where the pool has no usable node of that name.
@@ -26,7 +32,23 @@ func (c *core) prospect(node *pool.Node, gone types.UID) *prospect {
 	if node == nil {
 		return nil
 	}
-	return &prospect{core: c, node: node, gone: gone, view: c.pool.FreshView(node, none, pool.Scope{Ledger: pool.LedgerAll, Except: gone})}
+	p := &prospect{core: c, node: node, gone: gone, revision: c.pool.Revision(node.Name), lesser: map[int32]*pool.View{}}
+	p.view = c.pool.FreshView(node, none, pool.Scope{Ledger: pool.LedgerAll, Except: gone})
+	return p
+}
+
+// lastProspect is prospect, kept until the next one is asked for: for one event each pod
+// that waits gets a hint, under the lock of the scheduler's queue.
+func (c *core) lastProspect(node *pool.Node, gone types.UID) *prospect {
+	if node == nil {
+		return nil
+	}
+	p := c.last.Load()
+	if p == nil || p.node != node || p.gone != gone || p.revision != c.pool.Revision(node.Name) {
+		p = c.prospect(node, gone)
+		c.last.Store(p)
+	}
+	return p
 }
 
 // helps reports whether a pod with a request has a chance there: it fits, or would if
@@ -48,9 +70,20 @@ func (p *prospect) withoutLesser(pod *v1.Pod) *pool.View {
 	if policy := pod.Spec.PreemptionPolicy; policy != nil && *policy == v1.PreemptNever {
 		return p.view
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	least := priority(pod)
+	if p.lesser[least] == nil {
+		p.lesser[least] = p.without(least)
+	}
+	return p.lesser[least]
+}
+
+// without is the node without the pods below a priority.
+func (p *prospect) without(least int32) *pool.View {
 	there := p.core.podsOn(p.node.Name)
 	rest := slices.DeleteFunc(slices.Clone(there), func(other *v1.Pod) bool {
-		return other.UID == p.gone || priority(other) < priority(pod)
+		return other.UID == p.gone || priority(other) < least
 	})
 	if len(rest) == len(there) {
 		return p.view
