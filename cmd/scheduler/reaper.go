@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"sync"
 	"time"
@@ -49,7 +50,7 @@ type reaper struct {
 	// term is held while this process works under the lease: the elector does not
 	// wait for the end of one term before it begins the next. It guards told.
 	term sync.Mutex
-	told map[types.UID]struct{} // bare pods with an event
+	told map[string]map[types.UID]struct{} // bare pods with an event that are refused, by node
 }
 
 // startReaper runs the reaper until ctx ends, whenever this process holds its
@@ -62,7 +63,7 @@ func startReaper(ctx context.Context, shared dynamicmig.Shared) error {
 		gpuNodes: shared.GPUNodes.GetStore(),
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[string](time.Second, time.Minute)),
-		told: map[types.UID]struct{}{},
+		told: map[string]map[types.UID]struct{}{},
 	}
 	if err := r.watch(shared); err != nil {
 		return err
@@ -86,6 +87,11 @@ func (r *reaper) watch(shared dynamicmig.Shared) error {
 	if _, err := shared.GPUNodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { r.queue.Add(obj.(*v1alpha1.GPUNode).Name) },
 		UpdateFunc: func(_, obj any) { r.queue.Add(obj.(*v1alpha1.GPUNode).Name) },
+		DeleteFunc: func(obj any) {
+			if name, err := cache.DeletionHandlingObjectToName(obj); err == nil {
+				r.queue.Add(name.Name)
+			}
+		},
 	}); err != nil {
 		return fmt.Errorf("watching GPUNodes for the reaper: %w", err)
 	}
@@ -167,14 +173,21 @@ func (r *reaper) run(ctx context.Context, shared dynamicmig.Shared) {
 // reap ends the refused pods of one node, as many as it can. Idempotent.
 func (r *reaper) reap(ctx context.Context, node string) error {
 	obj, ok, err := r.gpuNodes.GetByKey(node)
-	if err != nil || !ok {
+	if err != nil {
 		return err
 	}
+	var pods []v1alpha1.PodPreparation
+	if ok {
+		pods = obj.(*v1alpha1.GPUNode).Status.Pods
+	}
+	refused := map[types.UID]struct{}{}
+	defer r.keepTold(node, refused)
 	var failed []error
-	for _, entry := range obj.(*v1alpha1.GPUNode).Status.Pods {
+	for _, entry := range pods {
 		if entry.Phase != v1alpha1.PodRefused {
 			continue
 		}
+		refused[entry.UID] = struct{}{}
 		pod, err := r.pod(node, entry.UID)
 		if err == nil && pod != nil && pod.DeletionTimestamp == nil {
 			err = r.end(ctx, pod, entry.Reason)
@@ -184,6 +197,28 @@ func (r *reaper) reap(ctx context.Context, node string) error {
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// keepTold forgets those told of a node's pods that are refused no more.
+func (r *reaper) keepTold(node string, refused map[types.UID]struct{}) {
+	maps.DeleteFunc(r.told[node], func(uid types.UID, _ struct{}) bool {
+		_, still := refused[uid]
+		return !still
+	})
+	if len(r.told[node]) == 0 {
+		delete(r.told, node)
+	}
+}
+
+// tell reports whether an event of a bare pod is due, once.
+func (r *reaper) tell(pod *v1.Pod) bool {
+	node := pod.Spec.NodeName
+	if r.told[node] == nil {
+		r.told[node] = map[types.UID]struct{}{}
+	}
+	_, again := r.told[node][pod.UID]
+	r.told[node][pod.UID] = struct{}{}
+	return !again
 }
 
 func (r *reaper) pod(node string, uid types.UID) (*v1.Pod, error) {
@@ -201,8 +236,7 @@ func (r *reaper) pod(node string, uid types.UID) (*v1.Pod, error) {
 
 func (r *reaper) end(ctx context.Context, pod *v1.Pod, reason string) error {
 	if metav1.GetControllerOf(pod) == nil {
-		if _, told := r.told[pod.UID]; !told {
-			r.told[pod.UID] = struct{}{}
+		if r.tell(pod) {
 			r.recorder.Eventf(pod, nil, v1.EventTypeWarning, "GPUsRefused", "Reaping",
 				"The pod can never start on node %s: %s. It has no controller that would replace it, so it is left; delete it and create it again",
 				pod.Spec.NodeName, reason)

@@ -260,6 +260,31 @@ func TestReaperLeavesABarePodWithOneEvent(t *testing.T) {
 	})
 }
 
+// What it remembers of bare pods goes with the refusal: a process that runs for months
+// meets many.
+func TestReaperForgetsBarePodsThatAreRefusedNoMore(t *testing.T) {
+	inGrim(t, func(g *grim) {
+		g.create(pod("a"))
+		for _, away := range []func(){
+			func() { g.report() },
+			func() {
+				if err := g.gpus.DynamigV1alpha1().GPUNodes().Delete(t.Context(), "n", metav1.DeleteOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+			},
+		} {
+			g.report("a Refused")
+			away()
+			g.report("a Refused")
+			if got := len(g.recorded()); got != 2 {
+				t.Errorf("%d events of a pod that was refused, not refused, and refused again; want 2", got)
+			}
+			g.report()
+		}
+	})
+}
+
 func TestReaperLooksOnlyAtRefusedPodsOfThatNode(t *testing.T) {
 	inGrim(t, func(g *grim) {
 		g.create(controlled("prepared"), controlled("elsewhere").Node("m"), controlled("ending").Terminating())

@@ -6,6 +6,7 @@ package pool
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"sync"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -13,10 +14,26 @@ import (
 )
 
 // Catalogues shares equal catalogues between nodes: a cluster has few models, and
-// a catalogue carries tables. Safe for parallel use.
+// a catalogue carries tables. One that was in use is forgotten with its last use: each
+// edit of a configuration makes others. Safe for parallel use.
 type Catalogues struct {
-	mu    sync.Mutex // guards known
+	mu    sync.Mutex // guards what follows
 	known map[string]*geometry.Catalogue
+	uses  map[*geometry.Catalogue]int // more than 0
+}
+
+// use counts uses of a catalogue, or with a negative number their end.
+func (c *Catalogues) use(of *geometry.Catalogue, by int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.uses == nil {
+		c.uses = map[*geometry.Catalogue]int{}
+	}
+	if c.uses[of] += by; c.uses[of] > 0 {
+		return
+	}
+	delete(c.uses, of)
+	maps.DeleteFunc(c.known, func(_ string, known *geometry.Catalogue) bool { return known == of })
 }
 
 // Nothing returns the catalogue of a model that cannot be cut.

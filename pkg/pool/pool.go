@@ -203,8 +203,11 @@ func (p *Pool) remove(name string) {
 	}
 }
 
-// count keeps the figures that Possible needs.
+// count keeps the figures that Possible needs, and the catalogues in use.
 func (p *Pool) count(node *Node, by int) {
+	for _, run := range node.runs {
+		p.catalogues.use(run.catalogue, by)
+	}
 	for i := range node.GPUs {
 		if shares := node.GPUs[i].Shares; shares != nil {
 			if p.shares[*shares] += by; p.shares[*shares] == 0 {

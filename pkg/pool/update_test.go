@@ -238,3 +238,30 @@ func TestAReportOfAModelThatIsThereKeepsThePrices(t *testing.T) {
 		}
 	}
 }
+
+// TestCataloguesGoWithTheirLastNode: each edit of templates makes another.
+func TestCataloguesGoWithTheirLastNode(t *testing.T) {
+	p := New(Options{})
+	for i := range 10 {
+		for _, name := range []string{"a", "b"} {
+			obj := featureTemplates(t, gpuNode(t, "A100-40GB", 2))
+			obj.Name = name
+			obj.Status.Models[0].Templates[0].Entries[0].MemoryMiB += int64(i)
+			obj.Status.GPUs[0].Health = v1alpha1.Unhealthy
+			if err := p.Update(obj); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if p.Nodes()[0].GPUs[0].Catalogue != p.Nodes()[1].GPUs[0].Catalogue {
+			t.Error("nodes with equal models do not share a catalogue")
+		}
+		if got := len(p.catalogues.known); got != 1 {
+			t.Errorf("after edit %d there are %d catalogues, want 1", i, got)
+		}
+	}
+	p.Remove("a")
+	p.Remove("b")
+	if known, used := len(p.catalogues.known), len(p.catalogues.uses); known != 0 || used != 0 {
+		t.Errorf("without nodes %d catalogues are known and %d used, want none", known, used)
+	}
+}
