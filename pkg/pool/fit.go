@@ -132,6 +132,8 @@ func (v *View) precheck(r *Request) *Verdict {
 		return nil
 	case slices.ContainsFunc(v.Node.GPUs, mode):
 		return &Verdict{Reason: ReasonNotSelected}
+	case r.unshared && slices.ContainsFunc(v.Node.GPUs, offers):
+		return &Verdict{Reason: ReasonSharesOnly}
 	case slices.ContainsFunc(v.Node.GPUs, offers) || !r.MIG:
 		return &Verdict{Reason: ReasonNoMode}
 	default:

@@ -69,6 +69,7 @@ type Request struct {
 	// there is nothing.
 	Remark string
 
+	unshared bool   // the mode allows shares, and something else rules them out
 	joint    []bool // by device: a container has it together with others
 	prices   *Prices
 	tables   *tableCache

@@ -112,7 +112,7 @@ func (b *requestBuilder) limitShares() error {
 		return invalid("%s, which a pod in mode %s cannot have; change that or annotation %s",
 			problem, v1alpha1.ModeHAMiCore, v1alpha1.AnnotationMode)
 	}
-	r.Share = false
+	r.Share, r.unshared = false, true
 	return nil
 }
 

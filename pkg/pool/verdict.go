@@ -21,7 +21,9 @@ type Verdict struct {
 const (
 	ReasonNoGPUNode   = "node(s) had no GPUNode"
 	ReasonNodeChanged = "node(s) had a GPUNode of an earlier node of the same name"
+	ReasonUnreadable  = "node(s) had a GPUNode that cannot be read"
 	ReasonNoMode      = "node(s) had no GPU in a mode that annotation nvidia.com/vgpu-mode allows"
+	ReasonSharesOnly  = "node(s) had GPUs for software shares only, which the pod cannot have"
 	ReasonNotOffered  = "node(s) had no GPU that takes new instances"
 	ReasonNotSelected = "node(s) had no GPU that the pod's annotations accept"
 	ReasonNominated   = "node(s) had room only for a nominated pod of equal or higher priority"

@@ -278,11 +278,11 @@ func (c *core) update(obj *v1alpha1.GPUNode) error {
 }
 
 func (c *core) onGPUNodeGone(obj any) {
-	if tombstone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		c.pool.Remove(tombstone.Key)
+	name, err := cache.DeletionHandlingObjectToName(obj)
+	if err != nil {
+		c.logger.Error(err, "GPUNode that is gone cannot be named") // not reached: the informer has objects and tombstones only
 		return
 	}
-	if n, ok := obj.(*v1alpha1.GPUNode); ok {
-		c.pool.Remove(n.Name)
-	}
+	c.pool.Remove(name.Name)
+	c.refusals.keep(name.Name, nil)
 }

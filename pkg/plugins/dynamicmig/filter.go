@@ -70,8 +70,8 @@ func (pl *Plugin) view(ni fwk.NodeInfo) (*pool.View, *fwk.Status) {
 }
 
 func (pl *Plugin) withoutView(node string) *fwk.Status {
-	if _, err := pl.pool.Node(node); err != nil {
-		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
+	if _, err := pl.pool.Node(node); err != nil { // which core.onGPUNode has logged
+		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, pool.ReasonUnreadable)
 	}
 	return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, pool.ReasonNoGPUNode)
 }

@@ -175,7 +175,7 @@ func TestFilterTellsPreemptionWhereToLook(t *testing.T) {
 			report: func(b reportBuilder) *v1alpha1.GPUNode {
 				return b.change(func(s *v1alpha1.GPUNodeStatus) { s.GPUs[0].Model = "Voodoo2" }).GPUNode
 			},
-			want: unresolvable, reason: `reading GPUNode n: status.gpus[0]: model "Voodoo2" is not in status.models`,
+			want: unresolvable, reason: pool.ReasonUnreadable,
 		}, {
 			name: "an unhealthy GPU", pod: whole("p"),
 			report: func(b reportBuilder) *v1alpha1.GPUNode { return b.unhealthy(0).GPUNode },

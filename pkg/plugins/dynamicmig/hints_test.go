@@ -112,6 +112,16 @@ func TestEachReasonHasAnEventThatCuresIt(t *testing.T) {
 			setup: func(f *fixture) { f.addNode(node("n").Obj(), b.GPUNode) },
 			cure:  func(f *fixture) { f.annotate(f.pod, v1alpha1.AnnotationMode, v1alpha1.ModeMIG) },
 		}, {
+			constant: "ReasonSharesOnly", reason: pool.ReasonSharesOnly,
+			pod: pod("p", "gpu=1").Annotation(v1alpha1.AnnotationProfile, "1g.5gb"),
+			setup: func(f *fixture) {
+				f.addNode(node("n").Obj(), b.change(func(s *v1alpha1.GPUNodeStatus) {
+					s.GPUs[0].Mode.Wanted, s.GPUs[0].Mode.Current = v1alpha1.ModeHAMiCore, v1alpha1.ModeHAMiCore
+					s.GPUs[0].Shares = &v1alpha1.ShareCapacity{Count: 10, MemoryMiB: 40000, Cores: 100}
+				}).GPUNode)
+			},
+			cure: func(f *fixture) { f.report(b.GPUNode) },
+		}, {
 			constant: "ReasonNotOffered", reason: pool.ReasonNotOffered, pod: pod("p", "gpu=1"),
 			setup: func(f *fixture) { f.addNode(node("n").Obj(), b.unhealthy(0).GPUNode) },
 			cure:  func(f *fixture) { f.report(b.GPUNode) },
@@ -188,7 +198,7 @@ func TestEachReasonHasAnEventThatCuresIt(t *testing.T) {
 			setup: func(f *fixture) { f.addNode(node("n").Obj(), b.templates("7x1g.5gb").GPUNode) },
 			cure:  func(f *fixture) { f.report(b.templates("7x1g.5gb", "2x3g.20gb").GPUNode) },
 		}, {
-			reason: `reading GPUNode n: status.gpus[0]: model "Voodoo2" is not in status.models`, pod: pod("p", "gpu=1"),
+			constant: "ReasonUnreadable", reason: pool.ReasonUnreadable, pod: pod("p", "gpu=1"),
 			setup: func(f *fixture) {
 				f.addNode(node("n").Obj(), b.change(func(s *v1alpha1.GPUNodeStatus) { s.GPUs[0].Model = "Voodoo2" }).GPUNode)
 			},
@@ -577,6 +587,23 @@ func TestAPodRefusedBeforeItIsSeenAtAll(t *testing.T) {
 		r.running(q)
 		if got, want := r.attempt(pod("p", "gpu=1").Obj(), "n"), "node(s) had just refused the only free MIG placement for a whole GPU"; got != want {
 			t.Errorf("a whole GPU: %q, want %q", got, want)
+		}
+	})
+}
+
+// Names of nodes that come and go, as where nodes are made on demand, are not kept.
+func TestRefusalsGoWithTheirNode(t *testing.T) {
+	inRig(t, func(r *rig) {
+		b := report(t, "n", 1)
+		q := b.on(pod("q", "gpu=1"), "7g.40gb@0").Obj()
+		r.running(q)
+		r.report(b.refused(q, "no room").GPUNode)
+		if got := len(r.plugin.refusals.seen); got != 1 {
+			t.Errorf("after a refusal %d nodes are remembered, want 1", got)
+		}
+		r.deleteReport("n")
+		if got := len(r.plugin.refusals.seen); got != 0 {
+			t.Errorf("after the GPUNode has gone %d nodes are remembered, want 0", got)
 		}
 	})
 }
