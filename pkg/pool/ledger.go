@@ -96,16 +96,18 @@ func spansOf(a *v1alpha1.Allocation) []Held {
 type Ledger struct {
 	opts Options // how pods are read; never changed
 
-	mu    sync.RWMutex // guards what follows
-	pods  map[types.UID]*Holder
-	nodes map[string]*shelf // stays once it is made: its revision must not begin anew
+	mu      sync.RWMutex // guards what follows
+	pods    map[types.UID]*Holder
+	nodes   map[string]*shelf // where pods hold something, or that are kept
+	changes uint64            // of all nodes: the last revision of any
 }
 
 // shelf is what a ledger has for one node, and the Pool beside it: what a look at a
 // node needs stands together.
 type shelf struct {
 	holders  map[types.UID]*Holder // guarded by Ledger.mu
-	revision atomic.Uint64         // grows under Ledger.mu, with each change of holders
+	kept     bool                  // likewise: also without holders
+	revision atomic.Uint64         // see change
 	entry
 }
 
@@ -192,22 +194,49 @@ func (l *Ledger) Revision(node string) uint64 {
 	if s := l.nodes[node]; s != nil {
 		return s.revision.Load()
 	}
-	return 0
+	return l.changes // no less than what it was
 }
 
-// shelf of a node.
-func (l *Ledger) shelf(node string) *shelf {
+// keep returns the shelf of a node, which stays until it is released.
+func (l *Ledger) keep(node string) *shelf {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.make(node)
+	s := l.make(node)
+	s.kept = true
+	return s
 }
 
-// make is shelf for those that hold the lock.
+// release lets the shelf of a node go with the last holder; idempotent.
+func (l *Ledger) release(node string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s := l.nodes[node]; s != nil {
+		s.kept = false
+		l.tidy(node, s)
+	}
+}
+
+// tidy drops a shelf that nobody needs, for those that hold the lock.
+func (l *Ledger) tidy(node string, s *shelf) {
+	if !s.kept && len(s.holders) == 0 {
+		delete(l.nodes, node)
+	}
+}
+
+// change gives a shelf a revision that none has had, for those that hold the lock: one
+// that is made anew must not begin anew.
+func (l *Ledger) change(s *shelf) {
+	l.changes++
+	s.revision.Store(l.changes)
+}
+
+// make finds or makes a shelf, for those that hold the lock.
 func (l *Ledger) make(node string) *shelf {
 	s := l.nodes[node]
 	if s == nil {
 		s = &shelf{holders: map[types.UID]*Holder{}}
 		l.nodes[node] = s
+		l.change(s)
 	}
 	return s
 }
@@ -225,7 +254,7 @@ func (l *Ledger) put(h *Holder) {
 	l.pods[h.UID] = h
 	s := l.make(h.Node)
 	s.holders[h.UID] = h
-	s.revision.Add(1)
+	l.change(s)
 }
 
 // outdate makes every view of before older than the ledger.
@@ -233,7 +262,7 @@ func (l *Ledger) outdate() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, s := range l.nodes {
-		s.revision.Add(1)
+		l.change(s)
 	}
 }
 
@@ -245,5 +274,6 @@ func (l *Ledger) drop(uid types.UID) {
 	delete(l.pods, uid)
 	s := l.nodes[old.Node]
 	delete(s.holders, uid)
-	s.revision.Add(1)
+	l.change(s)
+	l.tidy(old.Node, s)
 }

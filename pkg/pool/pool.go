@@ -150,7 +150,7 @@ func (p *Pool) put(node *Node) {
 	if known {
 		p.count(e.report.Load(), -1)
 	} else {
-		e = p.shelf(node.Name)
+		e = p.keep(node.Name)
 	}
 	e.report.Store(node)
 	e.node.Store(node.avoiding(p.avoided[node.Name]))
@@ -200,6 +200,7 @@ func (p *Pool) remove(name string) {
 		p.reading.Store(nil)
 		p.count(e.report.Load(), -1)
 		e.clear()
+		p.release(name)
 	}
 }
 

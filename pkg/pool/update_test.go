@@ -265,3 +265,38 @@ func TestCataloguesGoWithTheirLastNode(t *testing.T) {
 		t.Errorf("without nodes %d catalogues are known and %d used, want none", known, used)
 	}
 }
+
+// TestShelvesGoWithNodeAndHolders (I4): names of nodes that come and go are not kept,
+// and a node that comes again has a revision that it never had.
+func TestShelvesGoWithNodeAndHolders(t *testing.T) {
+	p, last := New(Options{}), uint64(0)
+	obj := gpuNode(t, "A100-40GB", 1)
+	grown := func(when string) {
+		t.Helper()
+		if now := p.Revision("n"); now <= last {
+			t.Errorf("%s the revision is %d, after %d", when, now, last)
+		} else {
+			last = now
+		}
+	}
+	for round := range 3 {
+		if err := p.Update(obj); err != nil {
+			t.Fatal(err)
+		}
+		grown("when the node has come")
+		p.Assume(Holder{UID: "x", Node: "n"})
+		grown("with a pod")
+		if round == 1 {
+			p.Forget("x")
+			grown("without the pod")
+		}
+		p.Remove("n")
+		if got, want := len(p.Ledger.nodes), round%2^1; got != want {
+			t.Errorf("round %d: without the node %d shelves are kept, want %d", round, got, want)
+		}
+		p.Forget("x")
+		if got := len(p.Ledger.nodes); got != 0 {
+			t.Errorf("round %d: without node and pod %d shelves are kept", round, got)
+		}
+	}
+}
