@@ -36,13 +36,15 @@ func (c *Catalogue) Fit(o Occupancy, w Want) (Choice, bool) {
 func (c *Catalogue) Choices(o Occupancy, w Want, yield func(Choice) bool) {
 	var q query
 	if q.resolve(c, w) {
-		c.walk(q, o, yield)
+		c.walk(q, kind{o, o.instances()}, yield)
 	}
 }
 
 // walk is Choices for a query that has been resolved.
-func (c *Catalogue) walk(q query, o Occupancy, yield func(Choice) bool) {
+func (c *Catalogue) walk(q query, there kind, yield func(Choice) bool) {
+	o := there.Occupancy
 	s := search{query: q, catalogue: c, o: o, state: c.model.state(o.Mask), row: c.positions.row(&o), yield: yield}
+	s.crowd = int64(there.instances) * c.scores.crowd
 	for i := range c.sheets {
 		if !s.through(&c.sheets[i]) {
 			return
@@ -57,6 +59,7 @@ type search struct {
 	o         Occupancy
 	state     int                 // of o; see unitsOf
 	row       int                 // of o; see positions
+	crowd     int64               // off the score, for the instances that are there
 	seen      [maxProfiles]uint64 // starts that were yielded, as bits, by profile
 	yield     func(Choice) bool
 }
@@ -126,7 +129,7 @@ func (s *search) best(of *offer, starts uint64) Choice {
 	for ; starts != 0; starts &= starts - 1 {
 		start := bits.TrailingZeros64(starts)
 		after := g.position(then, s.state|windows[start])
-		if score := s.catalogue.scores.of(s.state, now, after); score < choice.Score {
+		if score := s.catalogue.scores.of(s.state, now, after) - s.crowd; score < choice.Score {
 			choice.Start, choice.Score = start, score
 		}
 	}

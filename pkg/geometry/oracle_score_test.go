@@ -185,13 +185,23 @@ func (s *slowScorer) choice(gpu slowGPU) float64 {
 
 // score is S of placing p at a start, in memory slices.
 func (s *slowScorer) score(there []span, p Profile, start int) float64 {
-	before := s.on(there)
+	n := 0
+	for _, t := range there {
+		if t.profile != "" && s.templates == nil {
+			n++
+		}
+	}
+	return s.shift(s.on(there), p, start) - 0.15*float64(n)
+}
+
+// shift is S but for the number of instances.
+func (s *slowScorer) shift(before slowGPU, p Profile, start int) float64 {
 	key := move{before, start, p.Name}
 	if known, ok := s.scores[key]; ok {
 		return known
 	}
 	after := s.then(before, p, start)
-	pull := 0.25
+	pull := 0.2
 	if s.templates != nil {
 		pull = 0.5
 	}

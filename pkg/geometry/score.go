@@ -21,8 +21,9 @@ const ScoreStep = 128
 const (
 	lookAhead    = 10   // requests ahead, k
 	choiceWeight = 0.5  // of what is left to choose from
-	packWeight   = 0.25 // per memory slice free before: prefer fuller GPUs
+	packWeight   = 0.2  // per memory slice free before: prefer fuller GPUs
 	stockWeight  = 0.5  // the same with templates
+	crowdWeight  = 0.15 // per instance there before, without templates: prefer GPUs with more
 )
 
 // scores has the placement score S for every position of a GPU. For a position m,
@@ -31,25 +32,29 @@ const (
 //	V0(m) = 0
 //	Vk(m) = sum_p mix[p] * max( Vk-1(m), max over starts of size_p + Vk-1(m with p there) )
 //	C(m)  = sum_p mix[p] * size_p * (1 + 1/2 + ... + 1/n),  n the starts of p in m
-//	S     = V10(m) - V10(m') + 0.5 (C(m) - C(m')) + 0.25 free(m)
+//	S     = V10(m) - V10(m') + 0.5 (C(m) - C(m')) + 0.2 free(m) - 0.15 n
 //
-// with 0.5 free(m) where there are templates.
+// n being the instances that are there before; with 0.5 free(m) and without n where
+// there are templates.
 //
 // V is what the next ten requests can get of this GPU alone if each is placed as
 // well as possible and none ends. C is what it leaves to choose from: the first
 // place that a profile has counts most, a second one half as much, because where
 // instances end at any time a profile is better off with two places than with one.
-// The last term prefers GPUs that are full already, so that others run empty. All
-// terms are in memory slices. Starts are those that Choices offers: with templates
+// The next term prefers GPUs that are full already, so that others run empty, and the
+// last one those that take longest to run empty, having many instances. All terms are
+// in memory slices. Starts are those that Choices offers: with templates
 // the ones that leave the rest of a template realisable.
 //
-// S is potential[m'] - potential[m] + pack[state of m]: look-ups for a placement.
+// S is potential[m'] - potential[m] + pack[state of m] - n crowd: look-ups for a
+// placement.
 type scores struct {
 	potential []int64 // - V10 - 0.5 C by position, times ScoreScale
-	pack      []int64 // 0.25 or 0.5 free by state, times ScoreScale
+	pack      []int64 // 0.2 or 0.5 free by state, times ScoreScale
+	crowd     int64   // 0.15 or 0 for each instance, times ScoreScale
 }
 
-// of is S of going from a position, with a GPU in a state, to another.
+// of is S, but for n, of going from a position, with a GPU in a state, to another.
 func (s *scores) of(state, before, after int) int64 {
 	return s.potential[after] - s.potential[before] + s.pack[state]
 }
@@ -76,8 +81,9 @@ func newScores(m *Model, g *positions, mix map[int]float64) scores {
 		s.potential[position] = scaled(-value[position] - float64(choiceWeight*choice(shares, g, position)))
 	}
 	weight := packWeight
+	s.crowd = scaled(crowdWeight)
 	if g.at != nil {
-		weight = stockWeight
+		weight, s.crowd = stockWeight, 0
 	}
 	for state := range s.pack {
 		s.pack[state] = scaled(float64(weight * float64(m.freeIn(state))))

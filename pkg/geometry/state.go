@@ -11,7 +11,7 @@ import (
 
 // State is a number for what is there on a GPU, as far as decisions of one
 // catalogue can tell: equal states have equal choices, now and after any further
-// instance. It is small and dense, so that tables can be indexed by it. States of
+// instance, and equal costs. It is small and dense, so that tables can be indexed by it. States of
 // different catalogues have nothing to do with each other, but WithMix keeps them.
 type State int32
 
@@ -23,15 +23,30 @@ type states struct {
 	tracked uint32 // bit i: the number of instances of profile index i matters
 
 	mu    sync.RWMutex // guards what follows
-	known map[Occupancy]State
-	list  []Occupancy // by State, reduced; only appended to. The first stands for Closed
+	known map[kind]State
+	list  []kind // by State; only appended to. The first stands for Closed
+}
+
+// kind is what a State stands for: an occupancy, reduced, and the number of instances,
+// which does not matter to what can be had but to what it costs.
+type kind struct {
+	Occupancy
+	instances uint8
+}
+
+// instances counts all of them.
+func (o *Occupancy) instances() (sum uint8) {
+	for _, n := range o.Counts {
+		sum += n
+	}
+	return sum
 }
 
 // newStates knows which counts a catalogue's decisions depend on. With templates
 // it is all of them. Otherwise it is those of profiles that run out before their
 // places do (+me), or that keep others away (+me.all); see legal.
 func newStates(c *Catalogue) *states {
-	s := &states{known: make(map[Occupancy]State), list: make([]Occupancy, 1)}
+	s := &states{known: make(map[kind]State), list: make([]kind, 1)}
 	for i, p := range c.model.profiles {
 		shape := &c.model.shapes[i]
 		if c.rule == RuleTemplates || int(shape.max) < p.abreast() {
@@ -47,30 +62,39 @@ func newStates(c *Catalogue) *states {
 // State is the number of o. It takes tens of nanoseconds; keep it with the GPU
 // and look up again when the occupancy changes. Safe for parallel use.
 func (c *Catalogue) State(o Occupancy) State {
-	s := c.states
-	o = s.reduced(c.model, o)
+	return c.states.number(kind{c.states.reduced(c.model, o), o.instances()})
+}
+
+func (s *states) number(k kind) State {
 	s.mu.RLock()
-	number, ok := s.known[o]
+	number, ok := s.known[k]
 	s.mu.RUnlock()
 	if ok {
 		return number
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if number, ok = s.known[o]; !ok {
+	if number, ok = s.known[k]; !ok {
 		number = State(len(s.list))
-		s.known[o] = number
-		s.list = append(s.list, o)
+		s.known[k] = number
+		s.list = append(s.list, k)
 	}
 	return number
 }
 
-// Occupied is an occupancy with this number, which must not be Closed: what all of
-// its kind have in common.
-func (c *Catalogue) Occupied(s State) Occupancy { return c.states.all()[s] }
+// Then is the state after one more instance, and false if it cannot be placed. The
+// state before must not be Closed.
+func (c *Catalogue) Then(s State, p Placed) (State, bool) {
+	before := c.states.all()[s]
+	o, err := c.model.Occupy(before.Occupancy, p)
+	if err != nil {
+		return Closed, false
+	}
+	return c.states.number(kind{c.states.reduced(c.model, o), before.instances + 1}), true
+}
 
-// all lists the occupancies known by now. The list is shared.
-func (s *states) all() []Occupancy {
+// all lists what is known by now. The list is shared.
+func (s *states) all() []kind {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.list
@@ -94,19 +118,21 @@ func (s *states) reduced(m *Model, o Occupancy) Occupancy {
 // successors are the states after each choice, without those that another of them
 // leaves more than.
 func (c *Catalogue) successors(s State, choices []Choice) []State {
-	var after []Occupancy
+	var after []State
 	for _, choice := range choices {
-		next, err := c.model.Occupy(c.Occupied(s), choice.Placed)
-		if err != nil {
-			panic(err) // a choice can be placed now (I6)
+		next, ok := c.Then(s, choice.Placed)
+		if !ok {
+			panic("a choice cannot be placed") // not reached (I6)
 		}
-		after = append(after, c.states.reduced(c.model, next))
+		after = append(after, next)
 	}
+	kinds := c.states.all()
 	var best []State
 	for i, o := range after {
-		if !slices.ContainsFunc(after, func(other Occupancy) bool { return other != o && c.leavesMore(&other, &o) }) &&
-			!slices.Contains(after[:i], o) {
-			best = append(best, c.State(o))
+		if !slices.ContainsFunc(after, func(other State) bool {
+			return other != o && c.leavesMore(&kinds[other].Occupancy, &kinds[o].Occupancy)
+		}) && !slices.Contains(after[:i], o) {
+			best = append(best, o)
 		}
 	}
 	return best

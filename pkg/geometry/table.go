@@ -31,8 +31,8 @@ const NoCost = int64(math.MaxInt64)
 const OversizeCost = int64(1) << 56
 
 // leftCost is what a 64th of a GPU that is free costs by Binpack: a slice more
-// than scores differ by.
-const leftCost = int64(4 * ScoreScale)
+// than other costs differ by.
+const leftCost = int64(5 * ScoreScale)
 
 // Table has the answers of one catalogue for a class of wants that it does not
 // tell apart, by State. Answers are those of Catalogue.Choices; each is found when
@@ -237,7 +237,7 @@ func (t *Table) Successors(s State) []State {
 
 // CostOf is what one of the Choices of s costs. The first one costs Cost(s).
 func (t *Table) CostOf(s State, c Choice) int64 {
-	return t.costOf(t.catalogue.states.all()[s], c)
+	return t.costOf(t.catalogue.states.all()[s].Occupancy, c)
 }
 
 // Exact is the smallest adequate profile of the catalogue, with the memory that
@@ -264,16 +264,16 @@ func (t *Table) find(s State) *answers {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	known := *t.known.Load()
-	for _, o := range t.catalogue.states.all()[len(known.of):] {
+	for _, there := range t.catalogue.states.all()[len(known.of):] {
 		cost, a := NoCost, new(answer)
 		if closed := len(known.of) == int(Closed); !closed && !t.empty {
-			t.catalogue.walk(t.query, o, func(c Choice) bool {
+			t.catalogue.walk(t.query, there, func(c Choice) bool {
 				a.choices = append(a.choices, c)
 				return true
 			})
 		}
 		if len(a.choices) > 0 {
-			cost = t.costOf(o, a.choices[0])
+			cost = t.costOf(there.Occupancy, a.choices[0])
 		}
 		known.costs, known.of = append(known.costs, cost), append(known.of, a)
 	}

@@ -222,8 +222,8 @@ func (f *filler) successors(at filled) []geometry.State {
 	}
 	var next []geometry.State
 	for _, c := range t.Choices(at.state) {
-		if o, err := f.catalogue.Model().Occupy(f.catalogue.Occupied(at.state), c.Placed); err == nil && !f.view.avoids(f.gpu, c.Placed) {
-			next = append(next, f.catalogue.State(o))
+		if after, ok := f.catalogue.Then(at.state, c.Placed); ok && !f.view.avoids(f.gpu, c.Placed) {
+			next = append(next, after)
 		}
 	}
 	return next
