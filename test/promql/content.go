@@ -5,40 +5,27 @@ package promql
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"regexp"
 	"strings"
-	"time"
 
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/rulefmt"
 	"sigs.k8s.io/yaml"
 )
 
 // Content is what the component prometheus ships, as far as it has PromQL in it.
 type Content struct {
 	Queries []Query
-	Alerts  []Alert
+	Alerts  []rulefmt.Rule
 }
 
 // Query is one of the dashboard.
 type Query struct {
 	Where, Expr string
-}
-
-// Alert is a rule.
-type Alert struct {
-	Alert       string
-	Expr        string
-	For         string
-	Annotations map[string]string
-}
-
-// Pending is how long the expression must hold before the alert fires.
-func (a *Alert) Pending() (time.Duration, error) {
-	if a.For == "" {
-		return 0, nil
-	}
-	return time.ParseDuration(a.For)
 }
 
 // labelValues is Grafana's own function, in variables.
@@ -59,16 +46,13 @@ func Load(dir string) (*Content, error) {
 			}
 		}
 	}
-	var rules struct {
-		Spec struct{ Groups []struct{ Rules []Alert } }
-	}
 	if err := read(dir+"/dashboard.json", &dashboard); err != nil {
 		return nil, err
 	}
-	if err := read(dir+"/rules.yaml", &rules); err != nil {
+	c := &Content{}
+	if err := c.loadAlerts(dir + "/rules.yaml"); err != nil {
 		return nil, err
 	}
-	c := &Content{}
 	grafana := strings.NewReplacer("$node", ".*", "$__rate_interval", fmt.Sprint(4*Interval))
 	for _, p := range dashboard.Panels {
 		for _, q := range p.Targets {
@@ -87,10 +71,24 @@ func Load(dir string) (*Content, error) {
 		}
 		c.Queries = append(c.Queries, Query{"variable " + v.Name, fmt.Sprintf("count by (%s) (%s)", m[2], m[1])})
 	}
-	for _, g := range rules.Spec.Groups {
+	return c, nil
+}
+
+// loadAlerts has a PrometheusRule read and checked as Prometheus would its own file of
+// rules, which the operator makes of spec.
+func (c *Content) loadAlerts(file string) error {
+	var rule struct{ Spec json.RawMessage }
+	if err := read(file, &rule); err != nil {
+		return err
+	}
+	groups, problems := rulefmt.Parse(rule.Spec, false, model.UTF8Validation, Parser, slog.New(slog.DiscardHandler))
+	if len(problems) > 0 {
+		return fmt.Errorf("reading %s: %w", file, errors.Join(problems...))
+	}
+	for _, g := range groups.Groups {
 		c.Alerts = append(c.Alerts, g.Rules...)
 	}
-	return c, nil
+	return nil
 }
 
 func read(file string, into any) error {
