@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/events"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
+	"k8s.io/kubernetes/cmd/kube-scheduler/app"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 	"k8s.io/kubernetes/pkg/scheduler"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config"
@@ -218,4 +220,16 @@ func withDeviceConfig(t *testing.T, profiles []config.KubeSchedulerProfile) []co
 		}
 	}
 	return profiles
+}
+
+// TestVersion: this program's own, and that of the kube-scheduler in it.
+func TestVersion(t *testing.T) {
+	var out bytes.Buffer
+	cmd := app.NewSchedulerCommand()
+	tellVersion(cmd)
+	cmd.SetOut(&out)
+	cmd.SetArgs([]string{"--version"})
+	if err := cmd.Execute(); err != nil || !regexp.MustCompile(`^dynamig scheduler .*, go1\..*, kube-scheduler (v1\.\d+\.\d+|unknown)\n$`).MatchString(out.String()) {
+		t.Errorf("--version says %q, %v", &out, err)
+	}
 }

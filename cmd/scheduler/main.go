@@ -19,17 +19,20 @@ import (
 	"k8s.io/component-base/cli"
 	_ "k8s.io/component-base/metrics/prometheus/clientgo" // registers client-go's metrics, as kube-scheduler does
 	_ "k8s.io/component-base/metrics/prometheus/version"  // registers the version metric, as kube-scheduler does
+	"k8s.io/component-base/version/verflag"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app"
 
 	"github.com/dynamig/dynamig/pkg/monitor"
 	"github.com/dynamig/dynamig/pkg/monitor/serve"
 	"github.com/dynamig/dynamig/pkg/plugins/dynamicmig"
+	"github.com/dynamig/dynamig/pkg/version"
 )
 
 func main() {
 	var watch monitor.Config
 	cmd := app.NewSchedulerCommand(plugins(&watch)...)
 	addFlags(cmd, &watch)
+	tellVersion(cmd)
 	os.Exit(cli.Run(cmd))
 }
 
@@ -44,6 +47,19 @@ func addFlags(cmd *cobra.Command, watch *monitor.Config) {
 		help(c, args)
 		fmt.Fprintf(c.OutOrStdout(), "\nMonitor flags:\n\n%s", flags.FlagUsages())
 	})
+}
+
+// tellVersion has --version say what this program is, too. --version=raw stays what
+// kube-scheduler knows of itself.
+func tellVersion(cmd *cobra.Command) {
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if cmd.Flag("version").Value.String() != string(verflag.VersionTrue) {
+			return run(cmd, args)
+		}
+		_, err := fmt.Fprintf(cmd.OutOrStdout(), "dynamig scheduler %s, kube-scheduler %s\n", version.Text(), version.Of("k8s.io/kubernetes"))
+		return err
+	}
 }
 
 // plugins are those that this program has beside kube-scheduler's own. watch is read
