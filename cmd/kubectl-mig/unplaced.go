@@ -12,6 +12,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
+	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 // asksNothing is the problem of a workload that needs no GPU.
@@ -49,10 +50,7 @@ func (v *survey) mistake(pod *v1.Pod) string {
 		return fmt.Sprintf("it asks for %s, which no node offers; dynamig's resources are %s and those beside it, and the annotation %s names a profile",
 			foreign, ours.Count, v1alpha1.AnnotationProfile)
 	}
-	if profile := pod.Annotations[v1alpha1.AnnotationProfile]; profile != "" && !v.opts.Wants(pod) {
-		return fmt.Sprintf("it asks for no GPU: annotation %s says which profile, and not how many; add the limit %s: 1 to a container", v1alpha1.AnnotationProfile, ours.Count)
-	}
-	return ""
+	return pool.Uncounted(pod, ours)
 }
 
 // foreignResource is a resource in the domain of ours that is none of ours and that no

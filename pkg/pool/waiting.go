@@ -37,6 +37,15 @@ func Remedy(pod *v1.Pod) string {
 	return ""
 }
 
+// Uncounted says what a pod lacks that names a profile and asks for no device, so that it
+// is placed as one without GPUs; empty for others.
+func Uncounted(pod *v1.Pod, names v1alpha1.Resources) string {
+	if pod.Annotations[v1alpha1.AnnotationProfile] == "" || (Options{Names: names}).Wants(pod) {
+		return ""
+	}
+	return fmt.Sprintf("it asks for no GPU: annotation %s says which profile, and not how many; add the limit %s: 1 to a container", v1alpha1.AnnotationProfile, names.Count)
+}
+
 // counted is how kube-scheduler begins what it says of a pod that fits nowhere.
 var counted = regexp.MustCompile(`^0/\d+ nodes are available: `)
 

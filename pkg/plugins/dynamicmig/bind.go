@@ -28,6 +28,7 @@ const (
 	reasonConfigInvalid = "ConfigInvalid"
 	reasonPlaced        = "GPUsPlaced"
 	reasonOverwritten   = "AllocationOverwritten"
+	reasonUncounted     = "NoGPURequested"
 )
 
 // PreBindPreFlight skips where PreBind has no work. The framework leaves out PreBind
@@ -201,8 +202,12 @@ func attempted(pod *v1.Pod, text string) bool {
 }
 
 // PostBind tells the user of what may surprise: what was placed and why there. What
-// was placed as asked for the agent tells, once it is there: an event is a write.
+// was placed as asked for the agent tells, once it is there: an event is a write. Here a
+// pod that was to name a number of GPUs is told of once, however often it was tried.
 func (pl *Plugin) PostBind(_ context.Context, cs fwk.CycleState, pod *v1.Pod, nodeName string) {
+	if lacks := pool.Uncounted(pod, pl.pool.Names()); lacks != "" {
+		pl.handle.EventRecorder().Eventf(pod, nil, v1.EventTypeWarning, reasonUncounted, "Scheduling", "Placed without a GPU: %s", lacks)
+	}
 	s, err := readState(cs)
 	if err != nil || s.chosen == nil || s.remark() == "" {
 		return

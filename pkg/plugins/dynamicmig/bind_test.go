@@ -356,6 +356,11 @@ func TestPostBindTellsWhatMaySurprise(t *testing.T) {
 			name: "a larger profile than needed", pod: pod("p", "gpu=1 gpumem=4000"),
 			running: []*st.PodWrapper{report(t, "n", 1).on(pod("q", "gpu=1 gpumem=20000"), "3g.20gb@0")},
 			want:    "Normal GPUsPlaced 3g.20gb at slice 4 of GPU 0 on node n (larger than asked for: no smaller adequate profile was free)",
+		}, {
+			name: "a profile and no number of GPUs", pod: pod("p", "cpu=1").Annotation(v1alpha1.AnnotationProfile, "3g.20gb"),
+			want: "Warning NoGPURequested Placed without a GPU: it asks for no GPU: annotation nvidia.com/mig-profile says which profile, and not how many; add the limit nvidia.com/gpu: 1 to a container",
+		}, {
+			name: "no GPU at all", pod: pod("p", "cpu=1"),
 		},
 	}
 	for _, c := range cases {
