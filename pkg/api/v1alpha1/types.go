@@ -24,7 +24,7 @@ import (
 // +kubebuilder:printcolumn:name="Instances",type=string,JSONPath=`.status.summary.instances`,description="Instances in use and live"
 // +kubebuilder:printcolumn:name="Free",type=string,JSONPath=`.status.summary.freeMemorySlices`,description="Free memory slices of all"
 // +kubebuilder:printcolumn:name="Largest",type=string,JSONPath=`.status.summary.largestFreeProfile`,description="Largest profile that still fits"
-// +kubebuilder:printcolumn:name="Health",type=string,JSONPath=`.status.summary.health`,description="OK, or what is wrong"
+// +kubebuilder:printcolumn:name="Last Report",type=string,JSONPath=`.status.summary.health`,description="OK, or what was wrong when the agent last reported; whether it still runs is not known here"
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type GPUNode struct {
 	metav1.TypeMeta   `json:",inline"`
