@@ -128,17 +128,21 @@ var poolFamilies = []family{
 		},
 	}, {
 		name: "dynamig_pool_nodes", unit: "nodes", group: GroupPool, labels: []string{"state"},
-		help:   "Nodes with a GPUNode: usable, or unreadable because its report contradicts itself.",
-		source: "GPUNodes",
+		help:   "Nodes with a GPUNode: usable, unreadable because its report contradicts itself, or down: without a Node, a kubelet that reports, or an agent.",
+		source: "GPUNodes, Nodes",
 		each: func(s *scrape, emit func(float64, ...string)) {
-			unreadable := 0
+			unreadable, down := 0, 0
 			for _, n := range s.view.Nodes {
-				if n.Problem != "" {
+				switch {
+				case n.Outage != "":
+					down++
+				case n.Problem != "":
 					unreadable++
 				}
 			}
+			emit(float64(down), "down")
 			emit(float64(unreadable), "unreadable")
-			emit(float64(len(s.view.Nodes)-unreadable), "usable")
+			emit(float64(len(s.view.Nodes)-unreadable-down), "usable")
 		},
 	}, {
 		name: "dynamig_waiting_pods", unit: "pods", group: GroupPool, labels: []string{"reason"},

@@ -311,6 +311,11 @@ func TestKubeletIsPartOfThePicture(t *testing.T) {
 		for _, want := range []string{
 			fmt.Sprintf("dynamig_node_allocatable_devices{node=\"n\"} %d\n", n.Kubelet.Devices),
 			fmt.Sprintf("state=\"free\"} %d\n", step.free), fmt.Sprintf("state=\"withheld\"} %d\n", 8-step.free),
+			// What can be had is true at once; what the agent said last stays.
+			fmt.Sprintf("dynamig_node_placeable_instances{node=\"n\",profile=\"1g.5gb\"} %d\n", min(step.free, 7)),
+			fmt.Sprintf("dynamig_pool_nodes{state=\"down\"} %d\n", min(len(step.outage), 1)),
+			fmt.Sprintf("dynamig_pool_gpus{mode=\"mig\",state=\"offered\"} %d\n", min(step.free, 1)),
+			fmt.Sprintf("dynamig_gpu_healthy{node=\"n\",device_uuid=%q,device_index=\"0\"} 1\n", n.GPUs[0].UUID),
 		} {
 			if !strings.Contains(string(scrapeText(t, m)), want) {
 				t.Errorf("the metrics lack %q", want)
