@@ -22,6 +22,8 @@ type access struct {
 
 	kube kubernetes.Interface // nil until connected; tests set them
 	gpus versioned.Interface
+
+	clock serverClock
 }
 
 func newAccess() *access {
@@ -57,6 +59,7 @@ func (a *access) connect() (namespace string, err error) {
 	}
 	rest.QPS, rest.Burst = 50, 100
 	rest.UserAgent = "kubectl-mig"
+	rest.Wrap(a.clock.wrap)
 	if a.kube, err = kubernetes.NewForConfig(rest); err != nil {
 		return "", err
 	}

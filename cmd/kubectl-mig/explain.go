@@ -79,9 +79,8 @@ type story struct {
 	Scheduler string       `json:"scheduler,omitempty"` // its word on a pod that waits
 	Why       *pool.Why    `json:"why,omitempty"`
 	Advice    *pool.Advice `json:"advice,omitempty"`
-	Agentless []string     `json:"agentless,omitempty"`  // nodes with GPUs that no pod gets for want of an agent
-	Start     *pool.Trial  `json:"startAgent,omitempty"` // where it would fit, if only the node's agent ran
-	Remedies  []string     `json:"remedies,omitempty"`   // repairs of GPUs, and what would open nodes that bar it
+	Agentless []string     `json:"agentless,omitempty"` // nodes with GPUs that no pod gets for want of an agent
+	Remedies  []string     `json:"remedies,omitempty"`  // repairs, and what would open nodes that bar it
 	Agent     *agentWord   `json:"agent,omitempty"`
 	Steps     []pool.Step  `json:"steps,omitempty"`
 	pod       *v1.Pod
@@ -213,7 +212,7 @@ func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 	var wrong *pool.InvalidError
 	switch {
 	case errors.As(err, &wrong):
-		st.Problem, st.Remedies = wrong.Error(), v.repaired(st.pod)
+		st.Problem, st.Remedies = wrong.Error(), texts(v.cures(st.pod))
 		if len(st.Remedies) == 0 {
 			st.State = stateWrong
 		}
@@ -234,7 +233,6 @@ func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 	st.Advice = advice
 	if advice != nil && advice.Fits == nil {
 		st.Agentless = v.agentlessNodes()
-		st.Start = v.startAgent(fleet, st.pod, st.Agentless)
 		st.Remedies = v.remedies(st.pod, advice.Reasons)
 	}
 	st.Sentence = st.sentence()

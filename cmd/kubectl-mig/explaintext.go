@@ -256,12 +256,6 @@ func (st *story) drawHelp(s *screen, opts *pool.Options) []line {
 	}
 	out := []line{{}, text(bold, "What would help")}
 	nothing := len(out)
-	switch n := len(st.Agentless); {
-	case st.Start != nil:
-		out = append(out, s.wrap("  • ", plain, "%s.", describeStart(st.Start))...)
-	case n > 0:
-		out = append(out, s.wrap("  • ", plain, "Starting the agent, dynamig-nodeagent, on %s: no pod gets GPUs there now. This one has no room there yet.", named(st.Agentless))...)
-	}
 	out = append(out, st.drawRemedies(s)...)
 	if a.End != nil {
 		out = append(out, s.wrap("  • ", plain, "%s", describeEnding(a.End))...)
@@ -285,11 +279,6 @@ func (st *story) drawHelp(s *screen, opts *pool.Options) []line {
 		out = append(out, s.wrap("  • ", plain, "%s", nothingAlone(a.Reasons))...)
 	}
 	return out
-}
-
-// describeStart says what a node's agent would make possible.
-func describeStart(t *pool.Trial) string {
-	return fmt.Sprintf("Starting the agent, dynamig-nodeagent, on %s: then %s there", t.Node, describeSpots(t.Spots))
 }
 
 // describeEnding is one or two sentences.

@@ -28,6 +28,8 @@ type fakeAPI struct {
 	*httptest.Server
 	forbidden []string // "pods" for lists of all namespaces, "team-b/pods" for one
 
+	ahead time.Duration // of this machine's clock; set before the first request
+
 	mu      sync.Mutex // guards what follows
 	objects []*unstructured.Unstructured
 	watches []chan watchEvent
@@ -97,6 +99,7 @@ func parse(path string) request {
 }
 
 func (f *fakeAPI) handle(w http.ResponseWriter, req *http.Request) {
+	w.Header().Set("Date", time.Now().Add(f.ahead).UTC().Format(http.TimeFormat))
 	if req.Method != http.MethodGet {
 		http.Error(w, "kubectl mig changes nothing", http.StatusMethodNotAllowed)
 		return

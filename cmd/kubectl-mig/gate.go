@@ -40,10 +40,15 @@ func (s *survey) gate(pod *v1.Pod) pool.Barred {
 	}
 }
 
-// remedies are what besides GPUs would help a pod that fits nowhere: repairs of those
-// that are there, and where no pod's end would do, what would open a node that bars it.
-func (s *survey) remedies(pod *v1.Pod, reasons []pool.Reason) []string {
-	out := s.repaired(pod)
+// remedies are what besides GPUs would help a pod that fits nowhere: repairs of what
+// is there, agents that it is not enough to start, and where no pod's end would do,
+// what would open a node that bars it.
+func (s *survey) remedies(pod *v1.Pod, reasons []pool.Reason) (out []string) {
+	cures := s.cures(pod)
+	if idle := s.agentlessNodes(); len(idle) > 0 && !slices.ContainsFunc(cures, func(c cure) bool { return c.agent }) {
+		out = append(out, fmt.Sprintf("Starting the agent, dynamig-nodeagent, on %s: no pod gets GPUs there now. This one has no room there yet", named(idle)))
+	}
+	out = append(out, texts(cures)...)
 	if !barred(reasons) || s.nodes == nil {
 		return out
 	}

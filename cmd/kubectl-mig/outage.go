@@ -92,19 +92,6 @@ func (s *survey) agentlessNodes() []string {
 	return out
 }
 
-// startAgent is the place that a pod would have if the missing agents ran; nil where
-// none is missing, or that would not help.
-func (s *survey) startAgent(fleet *pool.Fleet, pod *v1.Pod, agentless []string) *pool.Trial {
-	if len(agentless) == 0 {
-		return nil
-	}
-	trials, err := fleet.Try(pod, 1, s.offering(agentless).gate(pod))
-	if err != nil || len(trials.Placed) == 0 {
-		return nil
-	}
-	return &trials.Placed[0]
-}
-
 // offering is the survey as it would be if kubelet had devices to spare on these nodes.
 func (s *survey) offering(nodes []string) *survey {
 	out := *s
@@ -123,8 +110,9 @@ func (s *survey) offering(nodes []string) *survey {
 	return &out
 }
 
-// leaseSilence is how old a lease must be before the scheduler counts as dead: four
-// times as long as it lasts, since clocks differ.
+// leaseSilence is how old a lease must be, by the API server's clock, before the
+// scheduler counts as dead: four times as long as it lasts, since the scheduler writes
+// the time of its own clock there.
 const leaseSilence = time.Minute
 
 // readPulse learns from the scheduler's lease whether anything is scheduling. Without
@@ -144,7 +132,7 @@ func (s *survey) readPulse(ctx context.Context, a *access) error {
 	case lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "" || lease.Spec.RenewTime == nil:
 		why = "nobody holds its lease"
 	default:
-		since := time.Since(lease.Spec.RenewTime.Time)
+		since := a.clock.since(lease.Spec.RenewTime.Time)
 		if since <= leaseSilence {
 			s.pulse = fmt.Sprintf("%s renewed its lease %s ago", schedulerDeployment, brief(since))
 			return nil

@@ -6,7 +6,9 @@ package main
 import (
 	"strings"
 	"testing"
+	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
@@ -92,6 +94,27 @@ func TestASchedulerWithoutALeaseMayRun(t *testing.T) {
 	}
 	if got := runOn(t, plainLook, "status", "--kubeconfig="+kubeconfig); strings.Contains(got.out, "Nothing is scheduling") {
 		t.Errorf("status does not believe the Deployment:\n%s", got.out)
+	}
+}
+
+// TestAWrongClockOfThisMachine does not make a scheduler dead, nor alive.
+func TestAWrongClockOfThisMachine(t *testing.T) {
+	for _, ahead := range []time.Duration{-time.Hour, time.Hour} {
+		for _, tc := range []struct {
+			renewed time.Duration // ago, by the API server's clock
+			silence string
+		}{{0, ""}, {10*time.Minute + 30*time.Second, "it renewed its lease for the last time 10m ago"}} {
+			api, kubeconfig := serve(t, "full.yaml")
+			api.ahead = ahead
+			renewed := time.Now().Add(ahead - tc.renewed).UTC().Format(metav1.RFC3339Micro)
+			if err := unstructured.SetNestedField(api.object(t, "Lease", "dynamig-scheduler"), renewed, "spec", "renewTime"); err != nil {
+				t.Fatal(err)
+			}
+			got := runOn(t, look{"", 400, false, true}, "status", "--kubeconfig="+kubeconfig)
+			if says := strings.Contains(got.out, "Nothing is scheduling"); says != (tc.silence != "") || !strings.Contains(got.out, tc.silence) {
+				t.Errorf("the API server's clock is ahead by %s, the lease %s old: want %q:\n%s%s", ahead, tc.renewed, tc.silence, got.out, got.err)
+			}
+		}
 	}
 }
 

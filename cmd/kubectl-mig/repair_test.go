@@ -127,16 +127,74 @@ func TestRepairsOfWholeNodes(t *testing.T) {
 	}
 }
 
-// TestNoRepairWithoutAnAgent: a reset alone does not help on a node whose agent is
-// gone.
-func TestNoRepairWithoutAnAgent(t *testing.T) {
-	api, kubeconfig := serve(t, "cluster.yaml")
-	untainted(t, api)
-	api.fail(t, "node3", "0", 1)
-	got := whatIfOf(t, kubeconfig, "{apiVersion: v1, kind: Pod, metadata: {name: asks}, spec: {schedulerName: dynamig-scheduler, "+
-		"containers: [{name: c, resources: {limits: {nvidia.com/gpu: 1, nvidia.com/gpumem: 90000}}}]}}")
-	if got.code != exitWaiting || strings.Contains(got.out, "Resetting") {
-		t.Errorf("what-if = %d, and a repair on a node without an agent:\n%s%s", got.code, got.out, got.err)
+// TestRepairsThatHelpTogether: where no repair helps alone, as few as it takes are named,
+// and none that is not needed.
+func TestRepairsThatHelpTogether(t *testing.T) {
+	foreign := func(t *testing.T, api *fakeAPI, node string, gpu int) {
+		t.Helper()
+		g := api.object(t, "GPUNode", node)["status"].(map[string]any)["gpus"].([]any)[gpu].(map[string]any)
+		g["instances"] = []any{map[string]any{"profileID": int64(0), "start": int64(0), "gi": int64(3), "state": "Foreign", "uuid": "MIG-foreign"}}
+	}
+	const reset, destroy, start = "esetting or replacing GPU %d of %s, which is unhealthy (lost)", "estroying what somebody else has cut on GPU %d of %s", "Starting the agent, dynamig-nodeagent, on %s"
+	for _, tc := range []struct {
+		name, gpu, count, gpumem string // gpu may be followed by annotations
+		change                   func(*testing.T, *fakeAPI)
+		says, not                []string
+	}{
+		{"one GPU lost, the other somebody else's", "RTX", "2", "90000",
+			func(t *testing.T, api *fakeAPI) {
+				t.Helper()
+				api.remove("Pod", "render-0")
+				foreign(t, api, "node3", 0)
+				api.fail(t, "node3", "1", 1)
+			},
+			[]string{"D" + fmt.Sprintf(destroy, 0, "node3"), "; and r" + fmt.Sprintf(reset, 1, "node3"), ": then 4g.96gb on GPU 0 at 0; 4g.96gb on GPU 1 at 0 there, if nothing of this is left out"}, nil},
+		{"one GPU, lost and somebody else's", "A30", "1", "10000",
+			func(t *testing.T, api *fakeAPI) { t.Helper(); api.fail(t, "node2", "1", 0) },
+			[]string{"D" + fmt.Sprintf(destroy, 0, "node2"), "; and r" + fmt.Sprintf(reset, 0, "node2"), ": then 2g.12gb on GPU 0 at 2 there, if nothing of this is left out"}, nil},
+		{"a lost GPU where no agent runs", "RTX", "1", "90000",
+			func(t *testing.T, api *fakeAPI) { t.Helper(); api.fail(t, "node3", "0", 1) },
+			[]string{fmt.Sprintf(start, "node3"), "; and r" + fmt.Sprintf(reset, 1, "node3"), ": then 4g.96gb on GPU 1 at 0 there, if nothing of this is left out"},
+			[]string{"no pod gets GPUs there now"}},
+		{"of two lost GPUs one is enough", "H100", "1", "80000",
+			func(t *testing.T, api *fakeAPI) { t.Helper(); api.fail(t, "node10", "8", 2, 3) },
+			[]string{"R" + fmt.Sprintf(reset, 2, "node10"), ": then 7g.80gb on GPU 2 at 0 there."}, []string{"GPU 3 of", "left out"}},
+		{"of what two devices could have, one is there", "H100, hami.io/gpu-scheduler-policy: spread", "2", "40000",
+			func(t *testing.T, api *fakeAPI) { t.Helper(); api.fail(t, "node10", "8", 2, 3) },
+			[]string{"R" + fmt.Sprintf(reset, 2, "node10")}, []string{"GPU 3 of", "left out"}},
+		{"none, where all together do not help", "RTX", "3", "90000",
+			func(t *testing.T, api *fakeAPI) {
+				t.Helper()
+				foreign(t, api, "node3", 0)
+				api.fail(t, "node3", "1", 1)
+			}, nil, []string{"Destroying", "Resetting"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			api, kubeconfig := serve(t, "cluster.yaml")
+			untainted(t, api)
+			tc.change(t, api)
+			text := fmt.Sprintf("{apiVersion: v1, kind: Pod, metadata: {name: asks, namespace: default, uid: uid-asks, annotations: {nvidia.com/use-gputype: %s}}, spec: {schedulerName: dynamig-scheduler, "+
+				"containers: [{name: c, resources: {limits: {nvidia.com/gpu: %s, nvidia.com/gpumem: %s}}}]}}", tc.gpu, tc.count, tc.gpumem)
+			tried := whatIfOf(t, kubeconfig, text)
+			api.add(t, text)
+			explained := runOn(t, look{"", 600, false, true}, "explain", "pod", "asks", "--kubeconfig="+kubeconfig)
+			for i, got := range []ran{explained, tried} {
+				out := strings.Join(strings.Fields(got.out), " ")
+				for _, says := range tc.says {
+					if i == 1 {
+						says = strings.TrimSuffix(says, ".")
+					}
+					if got.code != exitWaiting || !strings.Contains(out, says) {
+						t.Errorf("%d, want %q:\n%s%s", got.code, says, got.out, got.err)
+					}
+				}
+				for _, not := range tc.not {
+					if strings.Contains(out, not) {
+						t.Errorf("%d, not %q:\n%s%s", got.code, not, got.out, got.err)
+					}
+				}
+			}
+		})
 	}
 }
 

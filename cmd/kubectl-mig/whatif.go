@@ -126,7 +126,7 @@ func (v *survey) try(workloads []workload, replicas int) (out []outlook, after [
 			var wrong *pool.InvalidError
 			switch {
 			case errors.As(err, &wrong):
-				l.Problem, l.Remedies, err = wrong.Error(), v.repaired(w.pod), nil
+				l.Problem, l.Remedies, err = wrong.Error(), texts(v.cures(w.pod)), nil
 			case err != nil:
 				return nil, nil, err
 			default:
@@ -135,22 +135,13 @@ func (v *survey) try(workloads []workload, replicas int) (out []outlook, after [
 				after = append(after, standIns...)
 				v.pods = append(v.pods, standIns...)
 				if l.Trials.Waiting > 0 {
-					l.Remedies = v.openings(fleet, w.pod, l.Trials.Reasons)
+					l.Remedies = v.remedies(w.pod, l.Trials.Reasons)
 				}
 			}
 		}
 		out = append(out, l)
 	}
 	return out, after, nil
-}
-
-// openings are what would help a pod that fits nowhere, without more GPUs.
-func (v *survey) openings(fleet *pool.Fleet, pod *v1.Pod, reasons []pool.Reason) []string {
-	out := v.remedies(pod, reasons)
-	if start := v.startAgent(fleet, pod, v.agentlessNodes()); start != nil {
-		out = append(out, describeStart(start))
-	}
-	return out
 }
 
 // standIns are pods with the allocations of the trials.
