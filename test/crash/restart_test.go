@@ -6,6 +6,8 @@ package crash
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -171,6 +173,13 @@ func TestKubeletTellsOfPodsWhileTheAPIServerIsAway(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			n, pods := twoPods(t)
+			n.Await("the journal to be whole", func() error { // of the first start it counts as lost
+				text, err := os.ReadFile(filepath.Join(n.StateDir(), "journal.json"))
+				if err == nil && strings.Contains(string(text), `"lost":`) {
+					err = errors.New("it counts as lost")
+				}
+				return err
+			})
 			n.KillAgent()
 			n.Kubelet.Stop()
 			c.with(n.Kubelet)
