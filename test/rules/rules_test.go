@@ -163,8 +163,15 @@ func TestDependencyRules(t *testing.T) {
 	}
 }
 
-// TestRBACRulesNameTheirCode: each rule is preceded by a comment that names a file
-// or package that exists.
+// clientCalls are patterns of what code that needs a resource has of it.
+var clientCalls = map[string]string{
+	"configmaps": `\.ConfigMaps\(`, "deployments": `\.Deployments\(`, "events": `\.Events\(`, "gpunodes": `\.GPUNodes\(`, "gpunodes/status": `\.UpdateStatus\(`,
+	"leases": `\.Leases\(|\.LeaseLock`, "mutatingadmissionpolicybindings": `\.MutatingAdmissionPolicyBindings\(`, "namespaces": `\.Namespaces\(`,
+	"nodes": `\.Nodes\(`, "pods": `\.Pods\(|PodInformer\(`,
+}
+
+// TestRBACRulesNameTheirCode: each rule is preceded by a comment that names files, each
+// of which has a client of the rule's resource.
 func TestRBACRulesNameTheirCode(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(root, "manifests/base/rbac/*.yaml"))
 	if err != nil || len(files) == 0 {
@@ -175,7 +182,7 @@ func TestRBACRulesNameTheirCode(t *testing.T) {
 		t.Fatal(err)
 	}
 	files = append(files, optional...)
-	path := regexp.MustCompile(`(pkg|cmd)/[a-z0-9/-]+(\.go)?`)
+	path := regexp.MustCompile(`(pkg|cmd)/[a-z0-9/-]+\.go`)
 	rules := 0
 	for _, file := range files {
 		text, err := os.ReadFile(file)
@@ -183,19 +190,27 @@ func TestRBACRulesNameTheirCode(t *testing.T) {
 			t.Fatal(err)
 		}
 		comment := ""
+		var named []string
 		for line := range strings.Lines(string(text)) {
 			switch {
 			case strings.HasPrefix(line, "#"):
+				if named != nil { // the one before was the last rule's
+					comment, named = "", nil
+				}
 				comment += line
 			case strings.HasPrefix(line, "- apiGroups:"):
 				rules++
-				named := path.FindAllString(comment, -1)
+				named = path.FindAllString(comment, -1)
 				if len(named) == 0 {
 					t.Errorf("%s: a rule has no comment that names its code: %s", filepath.Base(file), line)
 				}
-				for _, p := range named {
-					if _, err := os.Stat(filepath.Join(root, p)); err != nil {
-						t.Errorf("%s names %s: %v", filepath.Base(file), p, err)
+			case strings.HasPrefix(line, "  resources: ["):
+				for resource := range strings.SplitSeq(strings.TrimSuffix(strings.TrimPrefix(line, "  resources: ["), "]\n"), ", ") {
+					for _, p := range named {
+						code, err := os.ReadFile(filepath.Join(root, p))
+						if call := clientCalls[resource]; err != nil || call == "" || !regexp.MustCompile(call).Match(code) {
+							t.Errorf("%s names %s for %s, %v; want a file that matches %q", filepath.Base(file), p, resource, err, call)
+						}
 					}
 				}
 			case !strings.HasPrefix(line, " "):
