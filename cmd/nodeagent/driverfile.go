@@ -24,8 +24,10 @@ type driverFile struct {
 	written string        // the version that the file is of
 }
 
-// driverCheck is how often it is looked whether another driver was loaded.
-const driverCheck = 10 * time.Second
+const (
+	driverCheck = 10 * time.Second // how often it is looked whether another driver was loaded
+	driverRetry = time.Second      // between tries to write the file for the first time
+)
 
 func (o *options) driverFile() *driverFile {
 	return &driverFile{dir: cdi.Dir{Path: o.cdiDir}, edits: o.driverEdits, version: o.loadedDriver}
@@ -61,6 +63,28 @@ func (f *driverFile) write() error {
 	}
 	f.written = version
 	return nil
+}
+
+// first writes the file, again at each tick while that fails: right after a boot the
+// driver's devices or libraries may not be there yet. report is told why it fails, and
+// nil when it is written. false when ctx has ended before.
+func (f *driverFile) first(ctx context.Context, tick <-chan time.Time, report func(error)) bool {
+	for last := ""; ; {
+		err := f.write()
+		report(err)
+		if err == nil {
+			return true
+		}
+		if text := err.Error(); text != last {
+			klog.FromContext(ctx).Error(err, "Could not write the CDI file of the driver")
+			last = text
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick:
+		}
+	}
 }
 
 // keep looks at each tick whether the file is to be written anew, until ctx ends.

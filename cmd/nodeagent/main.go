@@ -81,7 +81,7 @@ func run(ctx context.Context, args []string, out, usage io.Writer) error {
 		return err
 	}
 	plugin, err := deviceplugin.New(deviceplugin.Config{
-		Resource:     string(config.Resource),
+		Resource:     string(a.Resource()),
 		PluginDir:    filepath.Join(o.kubeletDir, "device-plugins"),
 		PodResources: filepath.Join(o.kubeletDir, "pod-resources", "kubelet.sock"),
 		State:        o.slotsFile(),
@@ -124,7 +124,6 @@ func (o *options) agentConfig() (agent.Config, error) {
 	return agent.Config{
 		Node: o.nodeName, StateDir: o.stateDir, DeviceConfig: o.deviceConfig, NodeConfig: o.nodeConfig, MIGPartedConfig: o.migParted,
 		Open: o.open, Nodes: o.capabilities(), Openers: agent.Openers(o.procDir), ProcessesOf: agent.ProcessesOf(o.procDir), Reset: reset,
-		Resource: o.resource(),
 		HAMiCore: hamicore.Dir{Path: o.hamiCoreDir, Lock: o.hamiCoreLock},
 		Client:   client, GPUNodes: gpuNodes.DynamigV1alpha1(),
 		KubeletPods: func(ctx context.Context) ([]*v1.Pod, error) {
@@ -141,11 +140,12 @@ func serve(ctx context.Context, o *options, a *agent.Agent, plugin *deviceplugin
 	case <-a.Ready():
 	}
 	driver := o.driverFile()
-	if err := driver.write(); err != nil {
-		return err
-	}
-	tick := time.NewTicker(driverCheck)
+	tick := time.NewTicker(driverRetry)
 	defer tick.Stop()
+	if !driver.first(ctx, tick.C, a.ReportDriverFile) {
+		return nil
+	}
+	tick.Reset(driverCheck)
 	var keeping sync.WaitGroup
 	defer keeping.Wait()
 	ctx, stop := context.WithCancel(ctx)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -124,4 +125,29 @@ func TestDriverFileFollowsTheLoadedDriver(t *testing.T) {
 	look("/dev/one")
 	fails = nil
 	look("/dev/two")
+}
+
+// What the driver lacks right after a boot is waited for, and said.
+func TestDriverFileIsWrittenOnceThatIsPossible(t *testing.T) {
+	fails := errors.New("no /dev/nvidiactl")
+	f := &driverFile{
+		dir: cdi.Dir{Path: t.TempDir()}, version: func() string { return "1" },
+		edits: func() (cdi.Edits, error) { return cdi.Edits{DeviceNodes: []cdi.DeviceNode{{Path: "/dev/one"}}}, fails },
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if f.first(ended, nil, func(error) {}) {
+		t.Error("the file is said to be written")
+	}
+	var told []error
+	tick := make(chan time.Time, 1)
+	ok := f.first(t.Context(), tick, func(err error) {
+		if told = append(told, err); len(told) == 2 {
+			fails = nil
+		}
+		tick <- time.Time{}
+	})
+	if !ok || len(told) != 3 || told[0] == nil || told[1] == nil || told[2] != nil || f.written != "1" {
+		t.Errorf("first = %t, told %v, written for driver %q; want two failures, and success", ok, told, f.written)
+	}
 }

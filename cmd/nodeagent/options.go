@@ -11,13 +11,11 @@ import (
 	"os"
 	"path/filepath"
 
-	v1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"github.com/dynamig/dynamig/pkg/cdi"
-	"github.com/dynamig/dynamig/pkg/config"
 	"github.com/dynamig/dynamig/pkg/nvml"
 	"github.com/dynamig/dynamig/pkg/nvml/native"
 	"github.com/dynamig/dynamig/pkg/nvml/sim"
@@ -68,7 +66,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.StringVar(&o.resetCommand, "reset-command", "", "`command` that resets the GPU named by {uuid}, {index} or {bus}, such as \"nvidia-smi --gpu-reset -i {uuid}\"; run on an Ampere GPU that nobody uses, to change its MIG mode (default: no GPU is ever reset)")
 	flags.StringVar(&o.procDir, "proc-dir", "/proc", "proc file system that shows all processes of the node, a `directory`")
 	flags.StringVar(&o.hamiCoreDir, "hami-core-dir", "/usr/local/vgpu", "`directory` of the host with HAMi-core's libvgpu.so, for GPUs in mode hami-core; the agent must see it under the same path and may write there")
-	flags.StringVar(&o.hamiCoreLock, "hami-core-lock-dir", "/var/lib/dynamig/vgpulock", "`directory` of the host for the lock that all processes with HAMi-core share, in a place where only root can write; the agent must see it under the same path")
+	flags.StringVar(&o.hamiCoreLock, "hami-core-lock-dir", "/var/lib/dynamig/vgpulock", "`directory` of the host for the lock that all processes with HAMi-core share; containers with shares may write into it, nobody else should; the agent must see it under the same path")
 	flags.StringVar(&o.listen, "listen", "", "`address` for /metrics, /healthz and /readyz, such as :9401 (default: none)")
 	flags.BoolVar(&o.dryRun, "dry-run", false, "say what the agent would do if it were started now, touch nothing, and end")
 	flags.BoolVar(&o.version, "version", false, "print what this program was built from, and end")
@@ -127,18 +125,6 @@ func (o *options) open() (nvml.Driver, error) {
 		return native.Open(o.driverRoot)
 	}
 	return sim.Open(o.simRoot)
-}
-
-// resource is the name of the resource that counts devices. A file that cannot be
-// read is reported when the agent reads it.
-func (o *options) resource() v1.ResourceName {
-	device := config.DefaultDevice()
-	if text, err := os.ReadFile(o.deviceConfig); err == nil {
-		if parsed, err := config.ParseDevice(o.deviceConfig, text); err == nil {
-			device = parsed
-		}
-	}
-	return v1.ResourceName(device.ResourceCountName)
 }
 
 // slotsFile keeps the device plugin's slots.

@@ -19,7 +19,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/config"
 	typed "github.com/dynamig/dynamig/pkg/generated/clientset/versioned/typed/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/hamicore"
@@ -63,7 +62,7 @@ type Config struct {
 	// no GPU is ever reset.
 	Reset func(context.Context, nvml.GPU) error
 
-	Resource v1.ResourceName // that counts devices; empty = nvidia.com/gpu
+	Resource v1.ResourceName // that counts devices; empty = what the configuration in force at the start says
 	HAMiCore hamicore.Dir    // the library for software shares; the zero value is none
 
 	Client   kubernetes.Interface
@@ -141,9 +140,11 @@ type Agent struct {
 	// watch watches the configuration files; config.Watch but for tests.
 	watch func(ctx context.Context, files []string, changed func()) error
 
+	sweep func(alive func(podUID string) bool) error // removes homes of shares; HAMiCore.Sweep but for tests
+
 	ready chan struct{} // closed when hardware and journal have been read
 
-	ears    sync.WaitGroup // of what listens to GPUs; ends with the session
+	ears    sync.WaitGroup // of what listens to GPUs, which ends with the session, and of sweepHomes
 	calls   atomic.Uint64  // driver calls of workers so far
 	began   time.Time      // when Run was called
 	reloads int            // of the driver, when the GPUs were listed last; manage's own
@@ -163,9 +164,11 @@ type Agent struct {
 	inventory *inventory             // nil until the GPUs have been listed
 	trouble   string                 // why they cannot be listed
 	told      bool                   // the report says that they cannot be
-	settings  *settings              // nil until a configuration was good
-	invalid   string                 // what is wrong with the newest configuration
-	cordoned  string                 // the own Node's annotation AnnotationCordon
+
+	driverFile string    // why containers cannot be given what each needs of the driver
+	settings   *settings // nil until a configuration was good
+	invalid    string    // what is wrong with the newest configuration
+	cordoned   string    // the own Node's annotation AnnotationCordon
 }
 
 // New reads the journal. What it learns from it holds until the API server has
@@ -175,7 +178,7 @@ func New(settings Config) (*Agent, error) {
 		return nil, err
 	}
 	settings.Timing = settings.Timing.withDefaults()
-	settings.Resource = cmp.Or(settings.Resource, v1alpha1.ResourceGPU)
+	settings.Resource = cmp.Or(settings.Resource, settings.countName())
 	j, err := settings.journal()
 	if err != nil {
 		return nil, err
@@ -187,6 +190,7 @@ func New(settings Config) (*Agent, error) {
 		session:    newSession(settings.Open),
 		metrics:    j.metrics,
 		watch:      config.Watch,
+		sweep:      settings.HAMiCore.Sweep,
 		ready:      make(chan struct{}),
 		rearrange:  make(chan struct{}, 1),
 		slotsDirty: make(chan struct{}, 1),
@@ -210,6 +214,10 @@ func (c *Config) journal() (*journal, error) {
 	}
 	return openJournal(path)
 }
+
+// Resource is the name of the resource that counts devices, for as long as the agent
+// runs.
+func (a *Agent) Resource() v1.ResourceName { return a.config.Resource }
 
 // Ready is closed when the hardware has been looked at and the journal was read,
 // so that containers can be prepared. A GPU whose driver calls do not return is
@@ -245,6 +253,9 @@ func (a *Agent) Run(ctx context.Context, slots Slots) error {
 		a.watchLibrary(ctx)
 		return nil
 	})
+	if !a.config.DryRun {
+		a.ears.Go(func() { a.sweepHomes(ctx) })
+	}
 	if files := a.configFiles(); len(files) > 0 {
 		g.Go(func() error {
 			if err := a.watch(ctx, files, func() { a.reload(ctx) }); err != nil {

@@ -187,6 +187,9 @@ func (f *findings) failing() []string {
 	if f.trouble != "" && f.configured {
 		out = append(out, "The GPUs cannot be listed: "+f.trouble)
 	}
+	if f.driverFile != "" && f.configured {
+		out = append(out, "Containers cannot be given what they need of the driver, so none of them starts and kubelet is not told of the slots: "+f.driverFile)
+	}
 	for i := range f.states {
 		if why := f.states[i].unhealthy; why != "" {
 			out = append(out, fmt.Sprintf("GPU %d: %s.", f.inventory.gpus[i].Index, why))

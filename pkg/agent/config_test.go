@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -312,6 +313,26 @@ func TestRestartWithAnInvalidConfigurationKeepsTheLastGoodOne(t *testing.T) {
 		b.write("config.json", "{")
 		b.restart()
 		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "False NotConfigured")
+	})
+}
+
+// The resource's name is that of the configuration in force at the start.
+func TestResourceIsThatOfTheLastGoodConfiguration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1)
+		const renamed = "nvidia: {resourceCountName: example.com/gpu}"
+		for _, text := range []string{renamed, "nvidia: {resourceCountNam: x}", "nvidia: {}"} {
+			b.write("device-config.yaml", text)
+			b.start()
+			want := v1.ResourceName("example.com/gpu")
+			if text == "nvidia: {}" {
+				want = v1alpha1.ResourceGPU
+			}
+			if got := b.agent.Resource(); got != want {
+				t.Errorf("with %s the resource is %s, want %s", text, got, want)
+			}
+			b.stop()
+		}
 	})
 }
 

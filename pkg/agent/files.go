@@ -15,8 +15,10 @@ import (
 	"os"
 	"path/filepath"
 
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/config"
 	"github.com/dynamig/dynamig/pkg/durable"
 )
@@ -113,22 +115,29 @@ func (a *Agent) keepGood(ctx context.Context, f *files) {
 }
 
 // lastGood is the configuration that an earlier run has kept; nil where there is none.
-func (a *Agent) lastGood(ctx context.Context) (*settings, string) {
-	path := filepath.Join(a.config.StateDir, lastGoodFileName)
-	f, err := loadFiles(path)
+func (c *Config) lastGood() (*settings, string, error) {
+	f, err := loadFiles(filepath.Join(c.StateDir, lastGoodFileName))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, ""
-	}
-	var s *settings
-	var digest string
-	if err == nil {
-		s, digest, err = f.settings(&a.config, nil)
+		return nil, "", nil
 	}
 	if err != nil {
-		klog.FromContext(ctx).Error(err, "Could not use the last good configuration", "file", path)
-		return nil, ""
+		return nil, "", fmt.Errorf("reading the last good configuration: %w", err)
 	}
-	return s, digest
+	return f.settings(c, nil)
+}
+
+// countName is the name of the resource that counts devices, in the configuration that
+// a start puts in force; HAMi's where there is none.
+func (c *Config) countName() v1.ResourceName {
+	files, problems := readFiles(c)
+	s, _, err := files.settings(c, problems)
+	if err != nil {
+		s, _, _ = c.lastGood() // reload says what is wrong with it
+	}
+	if s == nil {
+		return v1alpha1.ResourceGPU
+	}
+	return v1.ResourceName(s.device.ResourceCountName)
 }
 
 func loadFiles(path string) (f files, err error) {

@@ -90,7 +90,8 @@ type bench struct {
 	running   sync.Map     // by pod UID: a process of it that does not end with its object
 	timing    Timing
 
-	library hamicore.Dir // for software shares; zero = none
+	library hamicore.Dir                  // for software shares; zero = none
+	sweep   func(func(string) bool) error // in the place of the library's; nil = none
 
 	kubeletPods func(context.Context) ([]*v1.Pod, error) // what kubelet knows; nil = it does not tell
 
@@ -175,6 +176,9 @@ func (b *bench) start() {
 	})
 	if err != nil {
 		b.t.Fatal(err)
+	}
+	if b.sweep != nil {
+		a.sweep = b.sweep
 	}
 	reload := make(chan struct{})
 	b.reload = func() { reload <- struct{}{} }

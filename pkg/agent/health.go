@@ -66,3 +66,19 @@ func (a *Agent) toldTrouble(trouble string) {
 	defer a.mu.Unlock()
 	a.told = trouble != ""
 }
+
+// ReportDriverFile reports why containers cannot be given what each needs of the
+// driver; nil when they can.
+func (a *Agent) ReportDriverFile(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	a.mu.Lock()
+	news := a.driverFile != text
+	a.driverFile = text
+	a.mu.Unlock()
+	if news {
+		a.changed(true)
+	}
+}

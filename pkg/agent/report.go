@@ -27,7 +27,8 @@ type findings struct {
 	lost      string // why there was no journal
 	good      bool   // some configuration was good
 
-	configured bool // the configuration has an entry for this node
+	configured bool   // the configuration has an entry for this node
+	driverFile string // why no container can be given what it needs of the driver
 }
 
 // find collects the findings of this moment.
@@ -35,6 +36,7 @@ func (a *Agent) find() findings {
 	f := findings{owners: a.owners.view()}
 	a.mu.Lock()
 	settings := a.settings
+	f.driverFile = a.driverFile
 	f.inventory, f.trouble, f.invalid, f.good = a.inventory, a.trouble, a.invalid, settings != nil
 	a.mu.Unlock()
 	_, f.configured = a.entry(settings)

@@ -58,7 +58,10 @@ func (a *Agent) reload(ctx context.Context) {
 	case err == nil:
 		a.keepGood(ctx, &files)
 	case first:
-		s, digest = a.lastGood(ctx)
+		var spoilt error
+		if s, digest, spoilt = a.config.lastGood(); spoilt != nil {
+			klog.FromContext(ctx).Error(spoilt, "Could not use the last good configuration")
+		}
 	}
 	if err != nil {
 		invalid = err.Error()

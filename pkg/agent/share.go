@@ -14,6 +14,8 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/config"
@@ -53,6 +55,30 @@ func (a *Agent) watchLibrary(ctx context.Context) {
 			signal(a.rearrange)
 			a.changed(true)
 		}
+	}
+}
+
+// sweepHomes removes the directories of pods that have ended, now and then until ctx
+// ends. It has a goroutine of its own, since a container may have left millions of
+// files. A container that is just being prepared may make its own again, which the
+// next sweep finds.
+func (a *Agent) sweepHomes(ctx context.Context) {
+	for failed := ""; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(a.config.Timing.Check):
+		}
+		if a.config.HAMiCore.Path == "" || !a.owners.isSynced() {
+			continue
+		}
+		text := ""
+		if err := a.sweep(func(uid string) bool { return a.owners.alive(types.UID(uid)) }); err != nil {
+			if text = err.Error(); text != failed {
+				klog.FromContext(ctx).Error(err, "Could not remove the directories of pods that have ended")
+			}
+		}
+		failed = text
 	}
 }
 

@@ -129,7 +129,7 @@ func TestSharesOfOneGPU(t *testing.T) {
 			t.Errorf("after a restart (-before +after):\n%s", diff)
 		}
 		b.remove("a")
-		b.rest()
+		b.sleep(11 * time.Second)
 		if diff := cmp.Diff([]string{"uid-b_main"}, b.homes()); diff != "" {
 			t.Errorf("directories after the pod has ended (-want +got):\n%s", diff)
 		}
@@ -373,5 +373,28 @@ func TestShareOfAnUnhealthyGPU(t *testing.T) {
 		b.expectText("phase", b.phaseOf("waiting"), "Failing: GPU 1 is unhealthy: ")
 		b.sleep(time.Minute)
 		b.given("waiting", "main")
+	})
+}
+
+// Directories that take long to remove hold up no slots.
+func TestSlotsDoNotWaitForTheSweep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := shareBench(t, sharing, sim.GPUSpec{Board: "H100-80GB"})
+		begun, end := make(chan struct{}, 1), make(chan struct{})
+		b.sweep = func(func(string) bool) error {
+			signal(begun)
+			<-end
+			return nil
+		}
+		b.start()
+		defer b.stop()
+		b.bind(pod{name: "a", devices: []v1alpha1.Device{b.share(0, 0, 8000, 0)}})
+		<-begun
+		b.remove("a")
+		b.reconfigure(`{"nodeconfig": []}`)
+		if got := b.released(); !slices.Contains(got, string(uidOf("a"))) || b.slots.has() != 0 {
+			t.Errorf("during a sweep %v are released and capacity is %d, want a and 0", got, b.slots.has())
+		}
+		close(end)
 	})
 }

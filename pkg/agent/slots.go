@@ -64,7 +64,6 @@ func (k *slotKeeper) update() error {
 			k.swept = err == nil
 			errs = append(errs, err)
 		}
-		errs = append(errs, k.agent.sweepHomes())
 	}
 	if inv := k.agent.inventoryNow(); inv != nil {
 		errs = append(errs, k.offer(inv))
@@ -82,15 +81,6 @@ func (k *slotKeeper) offer(inv *inventory) error {
 	err := k.slots.SetCapacity(capacity)
 	k.known, k.capacity = err == nil, capacity
 	return err
-}
-
-// sweepHomes removes the directories of pods that have ended. A container that was
-// just being prepared may make its own again, which the next sweep finds.
-func (a *Agent) sweepHomes() error {
-	if a.config.HAMiCore.Path == "" {
-		return nil
-	}
-	return a.config.HAMiCore.Sweep(func(uid string) bool { return a.owners.alive(types.UID(uid)) })
 }
 
 // gpus lists the GPU of each device that the owner holds.

@@ -301,6 +301,12 @@ func TestDriverThatCannotBeOpenedIsReportedAndTriedAgain(t *testing.T) {
 		b.expectText("condition", b.condition(v1alpha1.ConditionReady), "True Offering: 1 of 1 GPUs take new work.")
 		<-b.agent.Ready()
 		b.expectText("condition", b.condition(v1alpha1.ConditionHardwareFailing), "False None")
+		b.agent.ReportDriverFile(errors.New("no libcuda.so"))
+		b.rest()
+		b.expectText("condition", b.condition(v1alpha1.ConditionHardwareFailing), "so none of them starts and kubelet is not told of the slots: no libcuda.so")
+		b.agent.ReportDriverFile(nil)
+		b.rest()
+		b.expectText("condition", b.condition(v1alpha1.ConditionHardwareFailing), "False None")
 	})
 }
 

@@ -102,8 +102,9 @@ func (w *worker) watchXIDs(ctx context.Context) {
 	}
 }
 
-// waitForEars waits until nobody listens any more, but not for ever: the session is
-// closed, which ends waits, and a driver call may hang.
+// waitForEars waits until nobody listens or sweeps any more, but not for ever: the
+// session is closed, which ends waits, but a driver call may hang, and removing what
+// containers have left may take long.
 func (a *Agent) waitForEars() {
 	done := make(chan struct{})
 	go func() {

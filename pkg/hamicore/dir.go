@@ -142,10 +142,11 @@ func (d Dir) Make(h *Home) ([]Mount, error) {
 		return nil, err
 	}
 	cache := d.cache(h.PodUID, h.Container)
-	for _, dir := range []string{cache, d.Lock} {
-		if err := open777(dir); err != nil {
-			return nil, fmt.Errorf("making %s: %w; make it writable for the agent", dir, err)
-		}
+	if err := openTo(cache, cacheMode); err != nil {
+		return nil, err
+	}
+	if err := openTo(d.Lock, lockMode); err != nil {
+		return nil, err
 	}
 	// The directory first: the library is mounted into it.
 	mounts := []Mount{
@@ -163,11 +164,25 @@ func (d Dir) Make(h *Home) ([]Mount, error) {
 	return append(mounts, Mount{HostPath: preload, ContainerPath: preloadTarget, ReadOnly: true}), nil
 }
 
-// open777 makes a directory that the container's user, whoever that is, can write.
-// What else is there, such as a link that somebody has put there, is not followed.
-// No sticky bit: HAMi-core up to early 2026 (src/utils.c: O_EXCL, remove) waits for
-// ever for a lock that a process of another user has left and that it may not remove.
-func open777(dir string) error {
+// What a container's user, whoever that is, may do: anything in its own directory; in
+// that of the lock make and remove a file that it knows the name of, which is all that
+// HAMi-core does there, and not list it. No sticky bit: HAMi-core up to early 2026
+// (src/utils.c: O_EXCL, remove) waits for ever for a lock that a process of another user
+// has left and that it may not remove. So any container with a share can hold the lock,
+// or fill the disk under the directory (docs/wire.md section 6).
+const (
+	cacheMode fs.FileMode = 0o777
+	lockMode  fs.FileMode = 0o733
+)
+
+// openTo makes a directory with a mode. What else is there, such as a link that
+// somebody has put there, is not followed.
+func openTo(dir string, mode fs.FileMode) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("making %s: %w; make it writable for the agent", dir, err)
+		}
+	}()
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -177,10 +192,10 @@ func open777(dir string) error {
 		return err
 	case !info.IsDir():
 		return fmt.Errorf("it is no directory but %v; remove it", info.Mode().Type())
-	case info.Mode().Perm() == 0o777:
+	case info.Mode().Perm() == mode:
 		return nil
 	}
-	return os.Chmod(dir, 0o777) // past the umask
+	return os.Chmod(dir, mode) // past the umask
 }
 
 // preload is the file that makes the dynamic linker load the library; it is written
@@ -234,19 +249,38 @@ func (d Dir) cache(podUID, container string) string {
 	return filepath.Join(d.Path, "containers", podUID+"_"+container)
 }
 
+// endedPrefix is that of directories that are being removed.
+const endedPrefix = ".ended-"
+
 // Sweep removes the directories of pods that are not alive; idempotent. Names that
-// are not of the form that Make gives are left alone.
+// are not of the form that Make gives are left alone. All are renamed before the first
+// is removed, which may take long: a container can leave any number of files. What an
+// earlier sweep has not finished is removed, too.
 func (d Dir) Sweep(alive func(podUID string) bool) error {
-	entries, err := os.ReadDir(filepath.Join(d.Path, "containers"))
+	homes := filepath.Join(d.Path, "containers")
+	entries, err := os.ReadDir(homes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	errs := []error{err}
+	var ended []string
 	for _, e := range entries {
-		owner, _, ok := strings.Cut(e.Name(), "_")
-		if ok && e.IsDir() && !alive(owner) {
-			errs = append(errs, os.RemoveAll(filepath.Join(d.Path, "containers", e.Name())))
+		name := e.Name()
+		owner, _, ok := strings.Cut(name, "_")
+		switch {
+		case !e.IsDir() || !ok:
+		case strings.HasPrefix(name, endedPrefix):
+			ended = append(ended, name)
+		case !alive(owner):
+			if err := os.Rename(filepath.Join(homes, name), filepath.Join(homes, endedPrefix+name)); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			ended = append(ended, endedPrefix+name)
 		}
+	}
+	for _, name := range ended {
+		errs = append(errs, os.RemoveAll(filepath.Join(homes, name)))
 	}
 	return errors.Join(errs...)
 }

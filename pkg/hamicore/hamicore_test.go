@@ -219,9 +219,13 @@ func TestDirectories(t *testing.T) {
 	if text, err := os.ReadFile(filepath.Join(d.Path, "ld.so.preload")); err != nil || string(text) != "/usr/local/vgpu/libvgpu.so\n" {
 		t.Errorf("ld.so.preload: %q, %v", text, err)
 	}
-	foreign := filepath.Join(d.Path, "containers", "keep")
-	if err := os.Mkdir(foreign, 0o755); err != nil {
-		t.Fatal(err)
+	if info, err := os.Stat(d.Lock); err != nil || info.Mode().Perm() != 0o733 {
+		t.Errorf("%v, %v; want a directory in which anybody can make a lock and nobody can look for others' files", info, err)
+	}
+	for _, name := range []string{"keep", ".ended-z_c"} { // the second was not removed in time
+		if err := os.MkdirAll(filepath.Join(d.Path, "containers", name, "files"), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	list := func() (names []string) {
 		entries, err := os.ReadDir(filepath.Join(d.Path, "containers"))
