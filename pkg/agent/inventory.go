@@ -293,7 +293,8 @@ func (inv *inventory) resolve(s *settings, entry config.NodeEntry) {
 		}
 		cut, remarks := device.Cut(&entry, gpu.Name, inv.toCut(gpu.Name))
 		inv.mismatches.Remarks = append(inv.mismatches.Remarks, remarks...)
-		model, mismatches := cut.Catalogue(gpu.Name, profilesOf(view.model), gridOf(view.model))
+		hardware := v1alpha1.ModelOf(gpu.Name, view.model)
+		model, mismatches := cut.Catalogue(gpu.Name, hardware.Profiles, hardware.Grid)
 		catalogue, err := model.Catalogue()
 		if err != nil {
 			inv.mismatches.Dropped = append(inv.mismatches.Dropped, fmt.Sprintf("%s is not offered: %v.", gpu.Name, err))
@@ -339,31 +340,9 @@ func (inv *inventory) grounds(excluded map[string]string) *grounds {
 			hardware.Shares = gpu.shares
 		}
 		g.hardware.GPUs = append(g.hardware.GPUs, hardware)
-		g.hardware.Models = append(g.hardware.Models, v1alpha1.GPUModel{
-			Model: name, Grid: gridOf(view.model), Profiles: profilesOf(view.model),
-		})
+		g.hardware.Models = append(g.hardware.Models, v1alpha1.ModelOf(name, view.model))
 	}
 	return g
-}
-
-func gridOf(m *geometry.Model) v1alpha1.Grid {
-	return v1alpha1.Grid{MemorySlices: int32(m.MemorySlices()), ComputeSlices: int32(m.ComputeSlices())}
-}
-
-// profilesOf lists a model's profiles. Max is what the placements allow, since some
-// GPUs report more.
-func profilesOf(m *geometry.Model) []v1alpha1.Profile {
-	out := make([]v1alpha1.Profile, len(m.Profiles()))
-	for i, p := range m.Profiles() {
-		out[i] = v1alpha1.Profile{
-			ID: int32(p.ID), Name: p.Name, MemoryMiB: int64(p.MemoryMiB), SMs: int32(p.SMs),
-			ComputeSlices: int32(p.ComputeSlices), Max: int32(p.Max), Size: int32(p.Size),
-		}
-		for _, start := range p.Starts {
-			out[i].Starts = append(out[i].Starts, int32(start))
-		}
-	}
-	return out
 }
 
 // offers reports whether a GPU takes new work in its wanted mode, and why not.

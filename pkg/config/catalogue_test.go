@@ -25,18 +25,9 @@ func hardware(t testing.TB, product string) ([]v1alpha1.Profile, v1alpha1.Grid) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	var profiles []v1alpha1.Profile
-	for _, p := range b.Profiles {
-		out := v1alpha1.Profile{
-			ID: int32(p.ID), Name: p.Name, MemoryMiB: int64(p.MemoryMiB), SMs: int32(p.SMs),
-			ComputeSlices: int32(p.ComputeSlices), Max: int32(p.Max), Size: int32(p.Size),
-		}
-		for _, s := range p.Starts {
-			out.Starts = append(out.Starts, int32(s))
-		}
-		profiles = slices.Insert(profiles, 0, out)
-	}
-	return profiles, v1alpha1.Grid{MemorySlices: int32(m.MemorySlices()), ComputeSlices: int32(m.ComputeSlices())}
+	out := v1alpha1.ModelOf(product, m)
+	slices.Reverse(out.Profiles)
+	return out.Profiles, out.Grid
 }
 
 // resolve is what d says of a product, and the sentences on it: what is left out first.

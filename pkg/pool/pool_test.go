@@ -117,19 +117,11 @@ func gpuNode(t testing.TB, board string, n int) *v1alpha1.GPUNode {
 	if !ok {
 		t.Fatalf("no board %s", board)
 	}
-	m := v1alpha1.GPUModel{Model: b.Products[0], Rule: v1alpha1.RuleHardware}
-	for _, p := range b.Profiles {
-		starts := make([]int32, len(p.Starts))
-		for i, s := range p.Starts {
-			starts[i] = int32(s)
-			m.Grid.MemorySlices = max(m.Grid.MemorySlices, int32(s+p.Size))
-		}
-		m.Grid.ComputeSlices = max(m.Grid.ComputeSlices, int32(p.ComputeSlices))
-		m.Profiles = append(m.Profiles, v1alpha1.Profile{
-			ID: int32(p.ID), Name: p.Name, MemoryMiB: int64(p.MemoryMiB), SMs: int32(p.SMs),
-			ComputeSlices: int32(p.ComputeSlices), Max: int32(p.Max), Size: int32(p.Size), Starts: starts,
-		})
+	hardware, err := b.Model()
+	if err != nil {
+		t.Fatal(err)
 	}
+	m := v1alpha1.ModelOf(b.Products[0], hardware)
 	node := &v1alpha1.GPUNode{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
 	node.Status.Models = []v1alpha1.GPUModel{m}
 	for i := range n {

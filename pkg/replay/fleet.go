@@ -114,7 +114,11 @@ func (b *fleetBuilder) add(spec string) error {
 	if product == board.Key && len(board.Products) > 0 {
 		product = board.Products[0]
 	}
-	report := b.report(product, board, gpus)
+	model, err := board.Model()
+	if err != nil {
+		return err
+	}
+	report := b.report(v1alpha1.ModelOf(product, model), board.MemoryMiB, gpus)
 	// All nodes of a specification are alike but for names, which decisions do
 	// not see: one reading of the report does for all.
 	for range nodes {
@@ -136,30 +140,16 @@ func keys() []string {
 }
 
 // report is the GPUNode that an agent on such a node would publish.
-func (b *fleetBuilder) report(product string, board boards.Board, gpus int) *v1alpha1.GPUNode {
-	var profiles []v1alpha1.Profile
-	grid := v1alpha1.Grid{}
-	for _, p := range board.Profiles {
-		out := v1alpha1.Profile{
-			ID: int32(p.ID), Name: p.Name, MemoryMiB: int64(p.MemoryMiB), SMs: int32(p.SMs),
-			ComputeSlices: int32(p.ComputeSlices), Max: int32(p.Max), Size: int32(p.Size),
-		}
-		for _, start := range p.Starts {
-			out.Starts = append(out.Starts, int32(start))
-			grid.MemorySlices = max(grid.MemorySlices, int32(start+p.Size))
-		}
-		grid.ComputeSlices = max(grid.ComputeSlices, out.ComputeSlices)
-		profiles = append(profiles, out)
-	}
-	found, mismatches := b.device.Catalogue(product, profiles, grid)
-	if _, again := b.known[product]; !again {
+func (b *fleetBuilder) report(hardware v1alpha1.GPUModel, memoryMiB, gpus int) *v1alpha1.GPUNode {
+	found, mismatches := b.device.Catalogue(hardware.Model, hardware.Profiles, hardware.Grid)
+	if _, again := b.known[hardware.Model]; !again {
 		b.fleet.Notes = slices.Concat(b.fleet.Notes, mismatches.Dropped, mismatches.Remarks)
 	}
 	report := &v1alpha1.GPUNode{}
 	report.Status.Models = []v1alpha1.GPUModel{found}
 	for i := range gpus {
 		report.Status.GPUs = append(report.Status.GPUs, v1alpha1.GPU{
-			UUID: fmt.Sprintf("GPU-%d", i), Index: int32(i), Model: product, MemoryMiB: int64(board.MemoryMiB),
+			UUID: fmt.Sprintf("GPU-%d", i), Index: int32(i), Model: hardware.Model, MemoryMiB: int64(memoryMiB),
 			Mode:   v1alpha1.GPUMode{Wanted: v1alpha1.ModeMIG, Current: v1alpha1.ModeMIG},
 			Health: v1alpha1.Healthy,
 		})

@@ -102,7 +102,10 @@ func (f *Fleet) AddNode(name, board string, gpus int, templates ...[]string) err
 	if !ok {
 		return fmt.Errorf("no board is named %s", board)
 	}
-	m := model(b, templates)
+	m, err := model(b, templates)
+	if err != nil {
+		return err
+	}
 	n := &v1alpha1.GPUNode{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.Now()}}
 	n.Status = v1alpha1.GPUNodeStatus{DriverVersion: "570.124.06", ConfigGeneration: 1, Models: []v1alpha1.GPUModel{m}}
 	for _, c := range []string{
@@ -137,24 +140,19 @@ func (f *Fleet) Kubelet(node string, says pool.Kubelet) error {
 	}})
 }
 
-func model(b boards.Board, templates [][]string) v1alpha1.GPUModel {
-	m := v1alpha1.GPUModel{Model: b.Key, Rule: v1alpha1.RuleHardware}
-	if len(b.Products) > 0 {
-		m.Model = b.Products[0]
+func model(b boards.Board, templates [][]string) (v1alpha1.GPUModel, error) {
+	hardware, err := b.Model()
+	if err != nil {
+		return v1alpha1.GPUModel{}, err
 	}
+	name := b.Key
+	if len(b.Products) > 0 {
+		name = b.Products[0]
+	}
+	m := v1alpha1.ModelOf(name, hardware)
 	ids := map[string]v1alpha1.Profile{}
-	for _, p := range b.Profiles {
-		out := v1alpha1.Profile{
-			ID: int32(p.ID), Name: p.Name, MemoryMiB: int64(p.MemoryMiB), SMs: int32(p.SMs),
-			ComputeSlices: int32(p.ComputeSlices), Max: int32(p.Max), Size: int32(p.Size),
-		}
-		for _, s := range p.Starts {
-			out.Starts = append(out.Starts, int32(s))
-			m.Grid.MemorySlices = max(m.Grid.MemorySlices, int32(s+p.Size))
-		}
-		m.Grid.ComputeSlices = max(m.Grid.ComputeSlices, out.ComputeSlices)
-		m.Profiles = append(m.Profiles, out)
-		ids[p.Name] = out
+	for _, p := range m.Profiles {
+		ids[p.Name] = p
 	}
 	for _, names := range templates {
 		m.Rule = v1alpha1.RuleTemplates
@@ -170,7 +168,7 @@ func model(b boards.Board, templates [][]string) v1alpha1.GPUModel {
 		}
 		m.Templates = append(m.Templates, t)
 	}
-	return m
+	return m, nil
 }
 
 // Change changes a node's report as its agent would.

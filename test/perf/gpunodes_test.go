@@ -142,28 +142,12 @@ func shippedModel() (v1alpha1.GPUModel, error) {
 	if err != nil {
 		return none, err
 	}
-	grid := v1alpha1.Grid{MemorySlices: int32(hardware.Grid().MemorySlices), ComputeSlices: int32(hardware.Grid().ComputeSlices)}
-	model, _ := device.Catalogue(product, profilesOf(board), grid) // the sentences are for operators
+	offered := v1alpha1.ModelOf(product, hardware)
+	model, _ := device.Catalogue(product, offered.Profiles, offered.Grid) // the sentences are for operators
 	if model.Rule != v1alpha1.RuleTemplates {
 		return none, fmt.Errorf("reading %s: it has no templates for %s any more", deviceFile, product)
 	}
 	return model, nil
-}
-
-// profilesOf lists a board's profiles as a GPUNode has them.
-func profilesOf(board boards.Board) []v1alpha1.Profile {
-	var out []v1alpha1.Profile
-	for _, p := range board.Profiles {
-		q := v1alpha1.Profile{
-			ID: int32(p.ID), Name: p.Name, MemoryMiB: int64(p.MemoryMiB), SMs: int32(p.SMs),
-			ComputeSlices: int32(p.ComputeSlices), Max: int32(p.Max), Size: int32(p.Size),
-		}
-		for _, start := range p.Starts {
-			q.Starts = append(q.Starts, int32(start))
-		}
-		out = append(out, q)
-	}
-	return out
 }
 
 // gpuNode is the report of a node's idle GPUs, all in mode mig.

@@ -30,6 +30,26 @@ func (m *GPUModel) Geometry() (*geometry.Model, error) {
 	return model, nil
 }
 
+// ModelOf is the inverse of Geometry, for a model of that name under rule Hardware. Max
+// is what the placements allow, since some GPUs report more.
+func ModelOf(name string, m *geometry.Model) GPUModel {
+	out := GPUModel{
+		Model: name, Rule: RuleHardware,
+		Grid:     Grid{MemorySlices: int32(m.MemorySlices()), ComputeSlices: int32(m.ComputeSlices())},
+		Profiles: make([]Profile, len(m.Profiles())),
+	}
+	for i, p := range m.Profiles() {
+		out.Profiles[i] = Profile{
+			ID: int32(p.ID), Name: p.Name, MemoryMiB: int64(p.MemoryMiB), SMs: int32(p.SMs),
+			ComputeSlices: int32(p.ComputeSlices), Max: int32(p.Max), Size: int32(p.Size),
+		}
+		for _, start := range p.Starts {
+			out.Profiles[i].Starts = append(out.Profiles[i].Starts, int32(start))
+		}
+	}
+	return out
+}
+
 // Catalogue is what the model offers under its rule. The error names the model
 // and what makes no sense in it.
 func (m *GPUModel) Catalogue() (*geometry.Catalogue, error) {

@@ -54,20 +54,11 @@ func report(t testing.TB, name string, n int) reportBuilder {
 	if !ok {
 		t.Fatal("boards has no A100-40GB")
 	}
-	m := v1alpha1.GPUModel{
-		Model: board.Products[0], Rule: v1alpha1.RuleHardware,
-		Grid: v1alpha1.Grid{MemorySlices: 8, ComputeSlices: 7},
+	hardware, err := board.Model()
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, p := range board.Profiles {
-		starts := make([]int32, len(p.Starts))
-		for i, s := range p.Starts {
-			starts[i] = int32(s)
-		}
-		m.Profiles = append(m.Profiles, v1alpha1.Profile{
-			ID: int32(p.ID), Name: p.Name, MemoryMiB: int64(p.MemoryMiB), SMs: int32(p.SMs),
-			ComputeSlices: int32(p.ComputeSlices), Max: int32(p.Max), Size: int32(p.Size), Starts: starts,
-		})
-	}
+	m := v1alpha1.ModelOf(board.Products[0], hardware)
 	b := reportBuilder{&v1alpha1.GPUNode{}}
 	b.Name = name
 	b.Status.NodeUID = node(name).Obj().UID
