@@ -256,24 +256,9 @@ func (a *Agent) workerFor(ctx context.Context, gpu nvml.GPU, mode string, reload
 		w.set(gpu, mode, reloaded)
 		return w
 	}
-	ctx, stop := context.WithCancel(ctx)
-	w := &worker{
-		id: gpu.ID, gpu: gpu, wanted: mode,
-		session: a.session, journal: a.journal, owners: a.owners,
-		nodes: a.config.Nodes, openers: a.config.Openers, processesOf: a.config.ProcessesOf, reset: a.config.Reset, timing: a.config.Timing, metrics: a.metrics, calls: &a.calls,
-		changed: a.changed, learned: func() { signal(a.rearrange) }, stop: stop,
-		kick: make(chan struct{}, 1), first: make(chan struct{}), done: make(chan struct{}),
-		troubles: troubles{least: a.config.Timing.RetryLeast, most: a.config.Timing.RetryMost, all: map[task]trouble{}},
-		reused:   map[v1alpha1.Span]bool{},
-		sick:     map[v1alpha1.Span]sickness{},
-		tenants:  map[int]tenant{},
-		ears:     &a.ears,
-		serial:   make(chan struct{}, 1),
-	}
-	if old := a.retired[gpu.ID]; old != nil {
-		w.after, w.serial = old.done, old.serial
-		delete(a.retired, gpu.ID)
-	}
+	w := a.newWorker(gpu, mode, a.retired[gpu.ID])
+	delete(a.retired, gpu.ID)
+	ctx, w.stop = context.WithCancel(ctx)
 	a.workers[gpu.ID] = w
 	go w.run(ctx)
 	return w

@@ -83,6 +83,26 @@ type worker struct {
 	tenants   map[int]tenant // by GPU instance id
 }
 
+// newWorker makes a GPU's worker. before is the one that the GPU had; nil for none.
+func (a *Agent) newWorker(gpu nvml.GPU, wanted string, before *worker) *worker {
+	c := &a.config
+	w := &worker{
+		id: gpu.ID, gpu: gpu, wanted: wanted,
+		session: a.session, journal: a.journal, owners: a.owners, metrics: a.metrics, calls: &a.calls, ears: &a.ears,
+		nodes: c.Nodes, openers: c.Openers, processesOf: c.ProcessesOf, reset: c.Reset, timing: c.Timing,
+		changed: a.changed, learned: func() { signal(a.rearrange) },
+		kick: make(chan struct{}, 1), first: make(chan struct{}), done: make(chan struct{}), serial: make(chan struct{}, 1),
+		troubles: troubles{least: c.Timing.RetryLeast, most: c.Timing.RetryMost, all: map[task]trouble{}},
+		reused:   map[v1alpha1.Span]bool{},
+		sick:     map[v1alpha1.Span]sickness{},
+		tenants:  map[int]tenant{},
+	}
+	if before != nil {
+		w.after, w.serial = before.done, before.serial
+	}
+	return w
+}
+
 // state is what the report shows of a GPU. It is replaced, never changed.
 type state struct {
 	model     *geometry.Model // nil until the profiles have been read
