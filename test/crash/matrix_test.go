@@ -4,9 +4,11 @@
 package crash
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"strings"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -139,10 +141,25 @@ func (s *scene) check() {
 	})
 }
 
-// crashPoint says when the agent dies. One of write and call is set.
+// crashPoint says when the agent dies: at the nth write, or at the nth NVML call of
+// that name.
 type crashPoint struct {
-	write, call int
-	after       bool
+	call  string // empty: a write
+	nth   int    // from 1
+	after bool
+}
+
+// write is the number of the write at which the agent dies; 0 is none.
+func (c crashPoint) write() int {
+	if c.call != "" {
+		return 0
+	}
+	return c.nth
+}
+
+// changes are the NVML calls that change the hardware.
+var changes = []string{
+	sim.CallCreateGPUInstance, sim.CallCreateComputeInstance, sim.CallDestroyGPUInstance, sim.CallDestroyComputeInstance,
 }
 
 func (c crashPoint) String() string {
@@ -150,23 +167,25 @@ func (c crashPoint) String() string {
 	if c.after {
 		moment = "after"
 	}
-	if c.write > 0 {
-		return fmt.Sprintf("%s write %d", moment, c.write)
-	}
-	return fmt.Sprintf("%s call %d", moment, c.call)
+	return fmt.Sprintf("%s %s %d", moment, cmp.Or(c.call, "write"), c.nth)
 }
 
 // order orders the crash at an NVML call.
 func (s *scene) order(c crashPoint) {
 	s.t.Helper()
-	if c.call == 0 {
+	if c.call == "" {
 		return
 	}
 	moment := sim.CrashBefore
 	if c.after {
 		moment = sim.CrashAfter
 	}
-	if err := s.Sim.AddFault(sim.Fault{Nth: c.call, Crash: moment}); err != nil {
+	s.must(s.Sim.AddFault(sim.Fault{Call: c.call, Nth: c.nth, Crash: moment}))
+}
+
+func (s *scene) must(err error) {
+	s.t.Helper()
+	if err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -175,23 +194,29 @@ func (s *scene) order(c crashPoint) {
 // known of where.
 type story struct {
 	name string
+	same bool // the agent makes the same changes of the hardware each time
 	tell func(s *scene, c crashPoint)
 }
 
 var stories = []story{
 	// The agent dies while pods come.
-	{"running", func(s *scene, c crashPoint) {
+	{"running", true, func(s *scene, c crashPoint) {
 		s.order(c)
-		s.Agent().Arm(c.write, c.after)
+		s.Agent().Arm(c.write(), c.after)
 		s.begin()
 	}},
-	// Pods came while no agent was there, and it dies as it starts.
-	{"starting", func(s *scene, c crashPoint) {
+	// Pods came while an agent was there that could not do a thing for them, and the
+	// next one dies as it starts.
+	{"starting", false, func(s *scene, c crashPoint) {
+		for _, call := range changes {
+			s.must(s.Sim.AddFault(sim.Fault{Call: call, Times: -1, Halt: true}))
+		}
 		s.begin()
 		s.Await("pods to be admitted", func() error { return s.admitted() })
 		s.KillAgent()
+		s.must(s.Sim.ClearFaults())
 		s.order(c)
-		s.StartAgent(c.write, c.after)
+		s.StartAgent(c.write(), c.after)
 	}},
 }
 
@@ -210,21 +235,20 @@ func (s *scene) admitted() error {
 func TestMatrix(t *testing.T) {
 	for _, story := range stories {
 		t.Run(story.name, func(t *testing.T) {
-			writes, calls := measure(t, story)
-			if again, fewer := measure(t, story); len(again)+fewer < len(writes)+calls {
-				writes, calls = again, fewer // on a busy machine there are steps that do not come again
+			steps := measure(t, story)
+			for name, again := range measure(t, story) {
+				steps[name] = min(steps[name], again) // on a busy machine there are steps that do not come again
 			}
-			t.Logf("%d writes (%s), %d NVML calls", len(writes), strings.Join(writes, ", "), calls)
-			if len(writes) < 10 || calls < 20 {
-				t.Fatal("the scene does too little")
+			t.Logf("steps: %v", steps)
+			for _, name := range append(changes, "") {
+				if steps[name] < 1 {
+					t.Fatalf("the scene has no step %q", name)
+				}
 			}
 			var points []crashPoint
-			for _, after := range []bool{false, true} {
-				for i := range len(writes) {
-					points = append(points, crashPoint{write: i + 1, after: after})
-				}
-				for i := range calls {
-					points = append(points, crashPoint{call: i + 1, after: after})
+			for _, name := range slices.Sorted(maps.Keys(steps)) {
+				for i := range steps[name] {
+					points = append(points, crashPoint{name, i + 1, false}, crashPoint{name, i + 1, true})
 				}
 			}
 			matrix(t, story, points)
@@ -232,14 +256,20 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
-// measure lives the story without a death and counts its steps.
-func measure(t *testing.T, story story) (writes []string, calls int) {
+// measure lives the story without a death and counts its NVML calls by name, and its
+// writes, without one.
+func measure(t *testing.T, story story) map[string]int {
 	s := newScene(t)
-	before := s.Dump().Calls
+	before := s.Dump().CallsByName
 	story.tell(s, crashPoint{})
 	s.finish()
 	s.check()
-	return s.Agent().Steps(), s.Dump().Calls - before
+	steps := s.Dump().CallsByName
+	for name, count := range before {
+		steps[name] -= count
+	}
+	steps[""] = len(s.Agent().Steps())
+	return steps
 }
 
 // enough failures are enough to read: each waits for long.
@@ -251,7 +281,7 @@ const atOnce = 6
 func matrix(t *testing.T, story story, points []crashPoint) {
 	var failed atomic.Int32
 	var mu sync.Mutex // guards missed and died
-	var missed []string
+	var missed []crashPoint
 	died := 0
 	gate := make(chan struct{}, atOnce)
 	t.Run("dies", func(t *testing.T) {
@@ -274,15 +304,20 @@ func matrix(t *testing.T, story story, points []crashPoint) {
 				if hit {
 					died++
 				} else {
-					missed = append(missed, point.String())
+					missed = append(missed, point)
 				}
 			})
 		}
 	})
-	// The number of looks at the hardware depends on chance and load, so the last points
-	// may not come: on a busy machine 119 of 138 did.
-	t.Logf("died at %d of %d points; not reached: %s", died, len(points), strings.Join(missed, ", "))
-	if died*10 < len(points)*6 {
+	// How often it looks at the hardware, and how many changes share a write, depends on
+	// chance and load, so the last of these points may not come.
+	t.Logf("died at %d of %d points; not reached: %v", died, len(points), missed)
+	for _, point := range missed {
+		if story.same && slices.Contains(changes, point.call) {
+			t.Errorf("the agent did not die %s", point)
+		}
+	}
+	if died*10 < len(points)*8 {
 		t.Errorf("the agent died at %d of %d points only", died, len(points))
 	}
 }
