@@ -72,6 +72,7 @@ var cases = map[string]*alertCase{
 	},
 	"DynamigHardwareFailing": {
 		fires:   `dynamig_node_condition{node="n1",condition="HardwareFailing"} 1x99`,
+		from:    5 * time.Minute,
 		summary: "The driver, a GPU or an instance cannot be used on n1",
 		quiet: []situation{
 			`dynamig_node_condition{node="n1",condition="HardwareFailing"} 0x99`,
