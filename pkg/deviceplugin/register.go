@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -86,8 +87,10 @@ func (p *Plugin) awaitSlots(ctx context.Context, watch *socketWatch) error {
 	}
 }
 
+// listed is slots.listed with kubelet's checkpoint, which is read without a lock: I1.
 func (p *Plugin) listed(registered bool) (yes bool, changed <-chan struct{}) {
-	return p.slots.listed(registered, p.inCheckpoint())
+	yes, unbound, changed := p.slots.listed(registered)
+	return yes || slices.ContainsFunc(unbound, p.inCheckpoint()), changed
 }
 
 // errNoKubelet says that nobody accepts connections on kubelet's socket.

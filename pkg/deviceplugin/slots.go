@@ -172,22 +172,25 @@ func (s *slots) settle(wanted int) {
 
 // listed reports whether kubelet has to know any slot, and returns a channel that is
 // closed when that may have changed. Before the capacity was set only slots that some
-// pod may hold count: the node may have left since the earlier run. Withdrawn slots
-// keep a registration until their grace is over, and are no reason to begin one.
-func (s *slots) listed(registered bool, inCheckpoint func(slot string) bool) (yes bool, changed <-chan struct{}) {
+// pod may hold count, since the node may have left since the earlier run: bound ones,
+// and of unbound, which comes with a no, those that kubelet's checkpoint names.
+// Withdrawn slots keep a registration until their grace is over, and are no reason to
+// begin one.
+func (s *slots) listed(registered bool) (yes bool, unbound []string, changed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name, u := range s.table.Slots {
-		if s.settled || u.PodUID != "" || inCheckpoint(name) {
-			return true, s.changed
+		if s.settled || u.PodUID != "" {
+			return true, nil, s.changed
 		}
+		unbound = append(unbound, name)
 	}
 	for name := range s.withdrawn {
 		if _, handed := s.handed[name]; registered || handed {
-			return true, s.changed
+			return true, nil, s.changed
 		}
 	}
-	return false, s.changed
+	return false, unbound, s.changed
 }
 
 // notify wakes those who wait for a change. mu is held.

@@ -39,7 +39,8 @@ func loadTable(path string) (*table, error) {
 	return t, nil
 }
 
-// decodeTable accepts what save writes, and nothing else.
+// decodeTable reads what save writes. Another version, an unknown field and a broken
+// invariant are errors.
 func decodeTable(text []byte) (*table, error) {
 	var s state
 	if err := durable.Decode(text, &s); err != nil {
