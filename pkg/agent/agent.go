@@ -4,7 +4,6 @@
 package agent
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,8 +61,7 @@ type Config struct {
 	// no GPU is ever reset.
 	Reset func(context.Context, nvml.GPU) error
 
-	Resource v1.ResourceName // that counts devices; empty = what the configuration in force at the start says
-	HAMiCore hamicore.Dir    // the library for software shares; the zero value is none
+	HAMiCore hamicore.Dir // the library for software shares; the zero value is none
 
 	Client   kubernetes.Interface
 	GPUNodes typed.GPUNodesGetter
@@ -130,12 +128,13 @@ func (c *Config) check() error {
 
 // Agent is one node's agent.
 type Agent struct {
-	config  Config
-	journal *journal
-	owners  *owners
-	events  *events
-	session *session
-	metrics *metrics
+	config   Config
+	resource v1.ResourceName // see Resource
+	journal  *journal
+	owners   *owners
+	events   *events
+	session  *session
+	metrics  *metrics
 
 	// watch watches the configuration files; config.Watch but for tests.
 	watch func(ctx context.Context, files []string, changed func()) error
@@ -178,13 +177,13 @@ func New(settings Config) (*Agent, error) {
 		return nil, err
 	}
 	settings.Timing = settings.Timing.withDefaults()
-	settings.Resource = cmp.Or(settings.Resource, settings.countName())
 	j, err := settings.journal()
 	if err != nil {
 		return nil, err
 	}
 	a := &Agent{
 		config:     settings,
+		resource:   settings.countName(),
 		journal:    j,
 		events:     newEvents(settings.Node),
 		session:    newSession(settings.Open),
@@ -199,7 +198,7 @@ func New(settings Config) (*Agent, error) {
 		workers:    map[nvml.GPUID]*worker{},
 		retired:    map[nvml.GPUID]*worker{},
 	}
-	a.owners = newOwners(settings.Node, settings.Resource, j, a.events, a.ownersChanged)
+	a.owners = newOwners(settings.Node, a.resource, j, a.events, a.ownersChanged)
 	return a, nil
 }
 
@@ -217,7 +216,7 @@ func (c *Config) journal() (*journal, error) {
 
 // Resource is the name of the resource that counts devices, for as long as the agent
 // runs.
-func (a *Agent) Resource() v1.ResourceName { return a.config.Resource }
+func (a *Agent) Resource() v1.ResourceName { return a.resource }
 
 // Ready is closed when the hardware has been looked at and the journal was read,
 // so that containers can be prepared. A GPU whose driver calls do not return is

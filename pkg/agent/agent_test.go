@@ -565,7 +565,7 @@ func TestChangedAnnotationIsIgnoredAndToldOnce(t *testing.T) {
 func TestRenamedResource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 1)
-		b.resource = "example.com/vgpu"
+		b.write("device-config.yaml", deviceConfig+"  resourceCountName: example.com/vgpu\n")
 		b.start()
 		defer b.stop()
 		asks := func(n string) func(*v1.Pod) {

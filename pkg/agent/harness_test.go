@@ -95,8 +95,7 @@ type bench struct {
 
 	kubeletPods func(context.Context) ([]*v1.Pod, error) // what kubelet knows; nil = it does not tell
 
-	migParted string          // mig-parted's file; empty = none
-	resource  v1.ResourceName // that counts devices; empty = HAMi's
+	migParted string // mig-parted's file; empty = none
 
 	agent  *Agent
 	reload func() // the configuration files have changed
@@ -159,7 +158,7 @@ func (b *bench) start() {
 	power := b.power
 	a, err := New(Config{
 		Node: nodeName, StateDir: filepath.Join(b.dir, "state"),
-		DeviceConfig: filepath.Join(b.dir, "device-config.yaml"), NodeConfig: filepath.Join(b.dir, "config.json"), MIGPartedConfig: b.migParted, Resource: b.resource,
+		DeviceConfig: filepath.Join(b.dir, "device-config.yaml"), NodeConfig: filepath.Join(b.dir, "config.json"), MIGPartedConfig: b.migParted,
 		Open: func() (nvml.Driver, error) {
 			d, err := openDriver(b.root)
 			if err != nil {

@@ -160,7 +160,7 @@ func (a *Agent) arrange(ctx context.Context, l *lister) error {
 	}
 	inv := &inventory{
 		driverVersion: l.last.version, missing: l.last.missing,
-		generation: settings.generation, catalogues: map[string]*geometry.Catalogue{}, library: a.checkLibrary(), resource: a.config.Resource,
+		generation: settings.generation, catalogues: map[string]*geometry.Catalogue{}, library: a.checkLibrary(), resource: a.resource,
 	}
 	for uuid := range strings.SplitSeq(cordoned, ",") {
 		inv.cordoned = append(inv.cordoned, strings.TrimSpace(uuid))

@@ -36,14 +36,14 @@ func (a *Agent) watchPods(ctx context.Context) error {
 		})
 	err := informer.SetTransform(func(obj any) (any, error) {
 		if pod, ok := obj.(*v1.Pod); ok {
-			return compact(pod, a.config.Resource), nil
+			return compact(pod, a.resource), nil
 		}
 		return obj, nil
 	})
 	if err != nil {
 		return fmt.Errorf("watching pods: %w", err)
 	}
-	w := podWatch{node: a.config.Node, count: a.config.Resource, owners: a.owners, begins: make(chan struct{})}
+	w := podWatch{node: a.config.Node, count: a.resource, owners: a.owners, begins: make(chan struct{})}
 	if _, err := informer.AddEventHandler(&w); err != nil {
 		return fmt.Errorf("watching pods: %w", err)
 	}
