@@ -39,8 +39,10 @@
 //	I1  Nothing is destroyed, or given to another pod, unless the journal names it as
 //	    ours and three proofs hold: no live pod owns it (a terminating pod lives), the
 //	    driver lists no process in it, and of the node's processes none holds its
-//	    capability devices open or is of the pod that had it, alive or not. Directly
-//	    before, the driver lists the very instance: ids and places come again.
+//	    capability devices open or is of the pod that had it. One that lives and does not
+//	    own it was refused and never had it. Without a compute instance nothing can run in
+//	    it, and the first proof is enough. Directly before, the driver lists the very
+//	    instance: ids and places come again.
 //	I2  An instance of ours is in the journal before it is in the hardware.
 //	I3  A placement has one owner at most. Of two pods the prepared one keeps it,
 //	    else the one that was seen first; the other is refused for good.

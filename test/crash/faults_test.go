@@ -204,8 +204,6 @@ func TestFaultsOfTheDriver(t *testing.T) {
 	}
 }
 
-// TestGPUThatFailsStopsNobodyElse: it is said of the GPU, what is free of it is not
-// offered any more, and pods of the other one start.
 // TestPodDeletedWithForce: its container runs on for the grace period, and nobody
 // else gets its instance or place meanwhile, though it has closed the GPU.
 func TestPodDeletedWithForce(t *testing.T) {
@@ -233,6 +231,8 @@ func TestPodDeletedWithForce(t *testing.T) {
 	}
 }
 
+// TestGPUThatFailsStopsNobodyElse: it is said of the GPU, what is free of it is not
+// offered any more, and pods of the other one start.
 func TestGPUThatFailsStopsNobodyElse(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	for _, c := range []struct {
