@@ -108,7 +108,25 @@ type shelf struct {
 	holders  map[types.UID]*Holder // guarded by Ledger.mu
 	kept     bool                  // likewise: also without holders
 	revision atomic.Uint64         // see change
-	entry
+
+	// What follows is the Pool's. Views are the two newest: nominated pods make
+	// kube-scheduler ask for each node twice, with them and without.
+	object atomic.Pointer[v1.Node] // that was asked for last; see roll
+	node   atomic.Pointer[Node]    // nil while the pool has none
+	views  [2]atomic.Pointer[View]
+	next   atomic.Uint32 // counts the views that were built
+
+	report atomic.Pointer[Node] // node without what is avoided
+}
+
+// clear empties what the Pool has of a node.
+func (s *shelf) clear() {
+	s.node.Store(nil)
+	s.report.Store(nil)
+	s.object.Store(nil)
+	for i := range s.views {
+		s.views[i].Store(nil)
+	}
 }
 
 // NewLedger returns an empty ledger.

@@ -37,27 +37,6 @@ type Pool struct {
 	sizes   map[size]int                   // nodes, by what they can hold
 }
 
-// entry is a node with its two newest views: nominated pods make kube-scheduler ask
-// for each node twice, with them and without.
-type entry struct {
-	object atomic.Pointer[v1.Node] // that was asked for last; see roll
-	node   atomic.Pointer[Node]    // nil while the pool has none
-	views  [2]atomic.Pointer[View]
-	next   atomic.Uint32
-
-	report atomic.Pointer[Node] // node without what is avoided
-}
-
-// clear empties what is kept of a node.
-func (e *entry) clear() {
-	e.node.Store(nil)
-	e.report.Store(nil)
-	e.object.Store(nil)
-	for i := range e.views {
-		e.views[i].Store(nil)
-	}
-}
-
 // Key names the content of a NodeInfo. Its generation alone does not: PodGroup
 // cycles keep it while pods change (kubernetes pkg/scheduler/backend/cache/
 // snapshot.go:592-600, 663-671).
@@ -130,7 +109,7 @@ func (p *Pool) Update(obj *v1alpha1.GPUNode) error {
 	node, err := NodeOf(obj, &p.catalogues)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if e, ok := p.nodes[obj.Name]; ok && e.report.Load().UID != obj.Status.NodeUID {
+	if s, ok := p.nodes[obj.Name]; ok && s.report.Load().UID != obj.Status.NodeUID {
 		delete(p.avoided, obj.Name)
 	}
 	if err != nil {
@@ -146,16 +125,16 @@ func (p *Pool) Update(obj *v1alpha1.GPUNode) error {
 // put adds a node, or its newest report.
 func (p *Pool) put(node *Node) {
 	p.count(node, 1) // before the old report goes: no catalogue is without GPUs between the two
-	e, known := p.nodes[node.Name]
+	s, known := p.nodes[node.Name]
 	if known {
-		p.count(e.report.Load(), -1)
+		p.count(s.report.Load(), -1)
 	} else {
-		e = p.keep(node.Name)
+		s = p.keep(node.Name)
 	}
-	e.report.Store(node)
-	e.node.Store(node.avoiding(p.avoided[node.Name]))
+	s.report.Store(node)
+	s.node.Store(node.avoiding(p.avoided[node.Name]))
 	if !known {
-		p.nodes[node.Name] = e
+		p.nodes[node.Name] = s
 		p.reading.Store(nil)
 	}
 }
@@ -180,8 +159,8 @@ func (p *Pool) Avoid(h Holder) (again func()) {
 
 // applyAvoided replaces a node after a change of avoided. Its views go with it.
 func (p *Pool) applyAvoided(name string) {
-	if e, ok := p.nodes[name]; ok {
-		e.node.Store(e.report.Load().avoiding(p.avoided[name]))
+	if s, ok := p.nodes[name]; ok {
+		s.node.Store(s.report.Load().avoiding(p.avoided[name]))
 	}
 }
 
@@ -195,11 +174,11 @@ func (p *Pool) Remove(name string) {
 
 func (p *Pool) remove(name string) {
 	delete(p.broken, name)
-	if e, ok := p.nodes[name]; ok {
+	if s, ok := p.nodes[name]; ok {
 		delete(p.nodes, name)
 		p.reading.Store(nil)
-		p.count(e.report.Load(), -1)
-		e.clear()
+		p.count(s.report.Load(), -1)
+		s.clear()
 		p.release(name)
 	}
 }
@@ -248,8 +227,8 @@ func (p *Pool) largest() (most size) {
 func (p *Pool) Node(name string) (*Node, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	if e, ok := p.nodes[name]; ok {
-		return e.node.Load(), nil
+	if s, ok := p.nodes[name]; ok {
+		return s.node.Load(), nil
 	}
 	return nil, p.broken[name]
 }
@@ -259,8 +238,8 @@ func (p *Pool) Nodes() []*Node {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	out := make([]*Node, 0, len(p.nodes))
-	for _, e := range p.nodes {
-		out = append(out, e.node.Load())
+	for _, s := range p.nodes {
+		out = append(out, s.node.Load())
 	}
 	return out
 }

@@ -6,6 +6,7 @@ package pool
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -60,4 +61,40 @@ func TestRollSeatsANode(t *testing.T) {
 	if again := *of; r.find(&again) != nil {
 		t.Error("a copy of the object has the seat as well")
 	}
+}
+
+// TestRollFreesTheSeatsOfOldObjects: kubelets renew their Node objects every five
+// minutes. Many times later as many nodes have a seat as at first: all but those whose
+// row is full of nodes that are there.
+func TestRollFreesTheSeatsOfOldObjects(t *testing.T) {
+	const nodes, renewals, seatless = 600, 10, 30
+	shelves := map[string]*shelf{}
+	for i := range nodes {
+		shelves[fmt.Sprint("n", i)] = &shelf{}
+	}
+	r := newRoll(shelves)
+	names := r.byName
+	var objects [renewals][]*v1.Node // none has the address of an earlier one
+	for i := range objects {
+		for name := range names {
+			objects[i] = append(objects[i], object(name))
+		}
+		for range 2 { // in the first, nodes that have not come yet still sit with their old objects
+			for _, of := range objects[i] {
+				r.find(of)
+			}
+		}
+		r.byName = nil
+		fallen := 0
+		for _, of := range objects[i] {
+			if r.find(of) == nil {
+				fallen++
+			}
+		}
+		r.byName = names
+		if fallen > seatless {
+			t.Errorf("objects renewed %d times: %d of %d nodes have no seat, want %d at most", i, fallen, nodes, seatless)
+		}
+	}
+	runtime.KeepAlive(objects)
 }
