@@ -117,10 +117,12 @@ const (
 // Clone returns what was asked: it never changes.
 func (a *asked) Clone() fwk.StateData { return a }
 
-// PreFilter is upstream's for the pod without ignored resources and slots.
+// PreFilter is upstream's for the pod without ignored resources and slots. A pod that
+// grows on its node is left to upstream, slots as well: what it has already is taken
+// there, and only upstream asks for the difference (fit.go:801-844).
 func (f *Fit) PreFilter(ctx context.Context, cs fwk.CycleState, pod *v1.Pod, nodes []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
 	names := f.names()
-	if !(pool.Options{Names: names}).Wants(pod) {
+	if pod.Spec.NodeName != "" || !(pool.Options{Names: names}).Wants(pod) {
 		return f.Fit.PreFilter(ctx, cs, f.without(pod), nodes)
 	}
 	requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
@@ -169,8 +171,7 @@ func (a *asked) enough(ni fwk.NodeInfo) *fwk.Status {
 	}
 }
 
-// fits reports whether there is room for the rest. Where it says no upstream may still
-// say yes: to a pod that grows on its node (fit.go:710-764, 801).
+// fits reports whether there is room for the rest; no also where only upstream can tell.
 func (a *asked) fits(ni fwk.NodeInfo) bool {
 	if a.rest == nil {
 		return false
