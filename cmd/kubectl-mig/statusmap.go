@@ -96,9 +96,13 @@ func drawConditions(s *screen, n *pool.NodePicture) []line {
 }
 
 // firstLine of a message of a node's condition, which may have a sentence in each of
-// several.
+// several. What is in force in place of a mistake is said, too, and is no mistake.
 func firstLine(message, node string) string {
-	first, rest, more := strings.Cut(strings.TrimSpace(message), "\n")
+	sentences, inForce := strings.CutSuffix(strings.TrimSpace(message), "\n"+v1alpha1.LastGoodInForce+".")
+	first, rest, more := strings.Cut(sentences, "\n")
+	if inForce {
+		first = strings.TrimSuffix(first, ".") + ". " + v1alpha1.LastGoodInForce + "."
+	}
 	if !more {
 		return first
 	}

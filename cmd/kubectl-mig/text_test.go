@@ -36,6 +36,22 @@ func TestNothingFromTheClusterSteersTheTerminal(t *testing.T) {
 	}
 }
 
+// TestWhatIsInForceIsNoMistake: it is told beside the first mistake, and not counted.
+func TestWhatIsInForceIsNoMistake(t *testing.T) {
+	const inForce = "The last good configuration stays in force."
+	for message, want := range map[string]string{
+		"One":                     "One",
+		"One\n" + inForce:         "One. " + inForce,
+		"One.\nTwo.\n" + inForce:  "One. " + inForce + " (and 1 more; kubectl describe gpunode node1 has all)",
+		"One.\nTwo.\nThree.":      "One. (and 2 more; kubectl describe gpunode node1 has all)",
+		"One and another\nTwo.\n": "One and another (and 1 more; kubectl describe gpunode node1 has all)",
+	} {
+		if got := firstLine(message, "node1"); got != want {
+			t.Errorf("firstLine(%q) = %q, want %q", message, got, want)
+		}
+	}
+}
+
 // TestSentencesOnce: what stands beside a GPU, or in an earlier condition, is not said
 // again, and where the rest is says which node's.
 func TestSentencesOnce(t *testing.T) {

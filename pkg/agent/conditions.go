@@ -61,7 +61,7 @@ func (f *findings) conditions() []metav1.Condition {
 func (f *findings) invalidConfig() []string {
 	out := lines(f.invalid)
 	if len(out) > 0 && f.good {
-		out = append(out, lastGoodInForce+".")
+		out = append(out, v1alpha1.LastGoodInForce+".")
 	}
 	return out
 }

@@ -73,7 +73,7 @@ func (a *Agent) reload(ctx context.Context) {
 	}
 	inForce := "There is no good configuration, so nothing is offered"
 	if a.settings != nil {
-		inForce = lastGoodInForce
+		inForce = v1alpha1.LastGoodInForce
 	}
 	a.mu.Unlock()
 	if invalid != "" && invalid != before {
@@ -85,9 +85,6 @@ func (a *Agent) reload(ctx context.Context) {
 	signal(a.rearrange)
 	a.changed(true)
 }
-
-// lastGoodInForce is said of an invalid configuration.
-const lastGoodInForce = "The last good configuration stays in force"
 
 // count returns the number of a configuration: a new one when it is not the one
 // that was in force before.

@@ -364,6 +364,10 @@ type Summary struct {
 	Health string `json:"health,omitempty"`
 }
 
+// LastGoodInForce is the last sentence, without its end, of a GPUNode's condition
+// ConfigInvalid where an earlier configuration is in force; those before it are the mistakes.
+const LastGoodInForce = "The last good configuration stays in force"
+
 // Condition types of a GPUNode. Each is True when something needs an operator,
 // except Ready and ConfigRemarks.
 const (
