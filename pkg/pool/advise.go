@@ -82,7 +82,7 @@ func (r Reason) room() string {
 		parts = append(parts, fmt.Sprintf("%d of %d memory slices are free, %s", r.Free, r.Slices, r.largest()))
 	}
 	if s := r.Shared; s != nil {
-		parts = append(parts, fmt.Sprintf("the shared GPU with the most memory left has %d MiB, %d%% of the cores and room for %d shares", s.MemoryMiB, s.Cores, s.Count))
+		parts = append(parts, fmt.Sprintf("the shared GPU with the most memory left has %d MiB, %d percent of the cores and room for %d shares", s.MemoryMiB, s.Cores, s.Count))
 	}
 	return strings.Join(parts, "; ")
 }

@@ -5,6 +5,7 @@ package pool
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
@@ -69,12 +70,30 @@ func TestReasonsOfShares(t *testing.T) {
 	n := gpuNode(t, "A100-40GB", 2)
 	n.Status.GPUs[1].Mode = v1alpha1.GPUMode{Wanted: v1alpha1.ModeHAMiCore, Current: v1alpha1.ModeHAMiCore}
 	n.Status.GPUs[1].Shares = &v1alpha1.ShareCapacity{Count: 10, MemoryMiB: 40000, Cores: 100}
-	const want = "node n has no GPU with enough left to share for 2000 MiB and 30% of a GPU's cores " +
-		"(the shared GPU with the most memory left has 34000 MiB, 10% of the cores and room for 7 shares)"
+	const want = "node n has no GPU with enough left to share for 2000 MiB and 30 percent of a GPU's cores " +
+		"(the shared GPU with the most memory left has 34000 MiB, 10 percent of the cores and room for 7 shares)"
 	asks := pod("asks").wants("c", "gpu=1 gpumem=2000 gpucores=30")
 	asks.Annotations = map[string]string{v1alpha1.AnnotationMode: v1alpha1.ModeHAMiCore}
 	trials, err := fleetOf(t, []*v1alpha1.GPUNode{n}, nil).Try(asks.Pod, 4, nil)
 	if err != nil || len(trials.Reasons) != 1 || trials.Reasons[0].String() != want {
 		t.Errorf("%v, reasons %v; want %q", err, trials, want)
+	}
+}
+
+// TestReasonsAreNoFormats: kube-scheduler formats the text of a FailedScheduling event.
+func TestReasonsAreNoFormats(t *testing.T) {
+	asks := []string{"gpu=1", "gpu=1 gpumem=2000 gpucores=30", "gpu=2 gpumem-percentage=50", "gpu=1 gpucores=30"}
+	for _, text := range asks {
+		r, err := Parse(pod("p").wants("c", text).Pod, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, words := range reasonsBy {
+			for _, w := range []string{words.never, words.full, words.refused} {
+				if reason := r.verdict(w, true).Reason; strings.Contains(reason, "%") {
+					t.Errorf("%s: the reason %q has a percent sign", text, reason)
+				}
+			}
+		}
 	}
 }

@@ -343,7 +343,8 @@ func (r *Request) wholeGPUs() int {
 // aWholeGPU describes a device that nothing can be beside.
 const aWholeGPU = "a whole GPU"
 
-// Describe says in words what one device must be.
+// Describe says in words what one device must be, with no percent sign: kube-scheduler
+// takes the text of a FailedScheduling event, with our reasons in it, for a format.
 func Describe(w geometry.Want) string {
 	if w.Profile != "" {
 		return "profile " + w.Profile
@@ -356,7 +357,7 @@ func Describe(w geometry.Want) string {
 	}
 	add(w.Full, aWholeGPU)
 	add(w.MemoryMiB > 0, "%d MiB", w.MemoryMiB)
-	add(w.Percent > 0, "%d%% of a GPU's memory", w.Percent)
-	add(w.Cores > 0 && !w.Full, "%d%% of a GPU's cores", w.Cores)
+	add(w.Percent > 0, "%d percent of a GPU's memory", w.Percent)
+	add(w.Cores > 0 && !w.Full, "%d percent of a GPU's cores", w.Cores)
 	return strings.Join(parts, " and ")
 }
