@@ -601,7 +601,7 @@ func TestPodsThatTheSchedulerDidNotPlaceAreToldWhatToDo(t *testing.T) {
 		want string
 	}{
 		{"of another scheduler", pod{scheduler: "default-scheduler"},
-			"pod default/a asks for nvidia.com/gpu but was not placed by dynamig-scheduler; set spec.schedulerName: dynamig-scheduler"},
+			"pod default/a asks for nvidia.com/gpu but was not placed by dynamig-scheduler; delete it and create it with spec.schedulerName: dynamig-scheduler"},
 		{"of another scheduler, with somebody's annotation", pod{scheduler: "default-scheduler", mutate: func(p *v1.Pod) {
 			p.Annotations = map[string]string{v1alpha1.AnnotationAllocation: `{"version":1}`}
 		}}, "was not placed by dynamig-scheduler"},

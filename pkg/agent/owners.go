@@ -273,7 +273,7 @@ func notPlaced(pod *v1.Pod, asked v1.ResourceName) string {
 		return fmt.Sprintf("pod %s asks for %s but was bound without the annotation %s; do not set spec.nodeName and delete the pod",
 			name, asked, v1alpha1.AnnotationAllocation)
 	default:
-		return fmt.Sprintf("pod %s asks for %s but was not placed by %s; set spec.schedulerName: %s",
+		return fmt.Sprintf("pod %s asks for %s but was not placed by %s; delete it and create it with spec.schedulerName: %s",
 			name, asked, v1alpha1.SchedulerName, v1alpha1.SchedulerName)
 	}
 }

@@ -176,7 +176,7 @@ func TestPodOfAnotherScheduler(t *testing.T) {
 	pod := newPod("other", "gpu=1")
 	pod.Spec.SchedulerName = v1.DefaultSchedulerName
 	made := create(t, pod)
-	want := "set spec.schedulerName: dynamig-scheduler"
+	want := "delete it and create it with spec.schedulerName: dynamig-scheduler"
 	got := waitPod(t, made.Name, func(p *v1.Pod) bool {
 		return len(p.Status.ContainerStatuses) > 0 && p.Status.ContainerStatuses[0].State.Waiting != nil &&
 			strings.Contains(p.Status.ContainerStatuses[0].State.Waiting.Message, want)
