@@ -90,10 +90,13 @@ func TestMistakesAreUsageErrors(t *testing.T) {
 		{[]string{"what-if", "-f", write("service.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n")}, exitError, "has neither a pod nor a pod template"},
 		{[]string{"what-if", "-f", write("broken.yaml", "kind: [")}, exitError, "reading " + filepath.Join(dir, "broken.yaml")},
 		{[]string{"what-if", "-f", write("nogpu.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: c}]}\n")}, exitWaiting, ""},
+		{[]string{"explain", "pod", "profile-alone"}, exitError,
+			"pod default/profile-alone: it asks for no GPU: annotation nvidia.com/mig-profile says which profile, and not how many; add the limit nvidia.com/gpu: 1 to a container"},
 		{[]string{"history", "pod", "nobody"}, exitError, "no event about one is kept"},
 		{[]string{"history", "gpu", "0"}, exitUsage, "use pod or node"},
 	} {
-		_, kubeconfig := serve(t, "cluster.yaml")
+		api, kubeconfig := serve(t, "cluster.yaml")
+		api.add(t, "{apiVersion: v1, kind: Pod, metadata: {name: profile-alone, namespace: default, annotations: {nvidia.com/mig-profile: 1g.5gb}}, spec: {nodeName: node1, containers: [{name: c}]}}")
 		got := runOn(t, plainLook, append(tc.args, "--kubeconfig="+kubeconfig)...)
 		if got.code != tc.code || !strings.Contains(got.err, tc.says) {
 			t.Errorf("kubectl mig %v = %d, %q; want %d, %q", tc.args, got.code, got.err, tc.code, tc.says)

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -114,7 +115,9 @@ func explain(ctx context.Context, s *screen, a *access, o explainOptions) error 
 		return err
 	}
 	if !survey.opts.Wants(pod) && (survey.mistake(pod) == "" || pod.Spec.NodeName != "") {
-		return fmt.Errorf("pod %s/%s asks for no GPU; a container does with the limit %s: 1", namespace, o.pod, survey.opts.Resources().Count)
+		ours := survey.opts.Resources()
+		problem := cmp.Or(pool.Uncounted(pod, ours), fmt.Sprintf("%s; a container does with the limit %s: 1", asksNothing, ours.Count))
+		return fmt.Errorf("pod %s/%s: %s", namespace, o.pod, problem)
 	}
 	events, note, err := eventsOf(ctx, a.kube, namespace, v1.ObjectReference{Kind: "Pod", Name: pod.Name, UID: pod.UID})
 	if err != nil {

@@ -35,7 +35,7 @@ func newWhatIfCommand(s *screen, a *access) *cobra.Command {
 		Short: "Tell what of a manifest would fit where, changing nothing",
 		Long: `Reads pods, and anything with a pod template, and places them in thought one after
 the other as the scheduler would. Nothing is created or changed. Ends with code 3
-where something would wait.
+where something would wait or get no GPU.
 
 Looked at are GPUs, and of each node taints, selectors and node affinity, cordons,
 slots, CPU and memory. Affinity between pods, volumes, topology spread, quotas and
@@ -65,6 +65,8 @@ type outlook struct {
 
 	// Remedies are for the next of those that wait.
 	Remedies []string `json:"remedies,omitempty"`
+
+	bare bool // its Problem is that it would run without a GPU
 }
 
 func whatIf(ctx context.Context, s *screen, a *access, o whatIfOptions) error {
@@ -121,6 +123,7 @@ func (v *survey) try(workloads []workload, replicas int) (out []outlook, after [
 		if l.Problem == asksNothing && len(workloads) > 1 {
 			continue // others of the file do
 		}
+		l.bare = l.Problem == asksNothing || l.Problem != "" && l.Problem == pool.Uncounted(w.pod, v.opts.Resources())
 		if v.remarkOn(w.pod); l.Problem == "" {
 			l.Trials, err = fleet.Try(w.pod, w.Replicas, v.gate(w.pod))
 			var wrong *pool.InvalidError
@@ -211,7 +214,11 @@ func (v *survey) mapsOf(s *screen, nodes map[string]bool) []line {
 func (l *outlook) draw(s *screen) []line {
 	title := line{}.add(bold, "%s", l.Kind+" "+l.Name)
 	if l.Problem != "" {
-		out := append([]line{title.add(red, "  would wait")}, s.wrap("  ", plain, "%s", l.Problem)...)
+		verdict := "would wait"
+		if l.bare {
+			verdict = "would get no GPU"
+		}
+		out := append([]line{title.add(red, "  %s", verdict)}, s.wrap("  ", plain, "%s", l.Problem)...)
 		for _, r := range l.Remedies {
 			out = append(out, s.wrap("  → ", plain, "%s", r)...)
 		}
