@@ -83,7 +83,7 @@ func TestMistakesAreUsageErrors(t *testing.T) {
 		{[]string{"explain"}, exitUsage, "name a pod"},
 		{[]string{"explain", "gpu-pod"}, exitUsage, "want pod and a name"},
 		{[]string{"explain", "node", "node1"}, exitUsage, `"node" is not known here; use pod`},
-		{[]string{"explain", "pod", "nobody"}, exitError, "there is no pod nobody in namespace default"},
+		{[]string{"explain", "pod", "nobody"}, exitError, "there is no pod nobody in namespace default; kubectl mig history pod nobody -n default shows"},
 		{[]string{"what-if"}, exitUsage, "-f is missing"},
 		{[]string{"what-if", "-f", "/does/not/exist"}, exitError, "no such file"},
 		{[]string{"what-if", "-f", "testdata/pod.yaml", "--replicas=-1"}, exitUsage, "--replicas is -1"},

@@ -104,7 +104,7 @@ func explain(ctx context.Context, s *screen, a *access, o explainOptions) error 
 	pod, err := a.kube.CoreV1().Pods(namespace).Get(ctx, o.pod, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		return fmt.Errorf("there is no pod %s in namespace %s; kubectl mig history pod %s shows the events that are kept", o.pod, namespace, o.pod)
+		return fmt.Errorf("there is no pod %s in namespace %s; kubectl mig history pod %s -n %s shows the events that are kept", o.pod, namespace, o.pod, namespace)
 	case apierrors.IsForbidden(err):
 		return fmt.Errorf("you may not get pods in namespace %s: %w", namespace, err)
 	case err != nil:

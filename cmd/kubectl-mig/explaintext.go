@@ -142,7 +142,7 @@ func (st *story) drawWhy(s *screen) []line {
 	case !scored:
 		return append(out, s.wrap("  ", plain, "How good the place is cannot be told: its GPU takes nothing new now, or is not reported, or no configuration gives such a device any more.")...)
 	case w.Better == 0 && len(w.Others) == 0:
-		out = append(out, s.wrap("  • ", plain, "As things stand now it is the only place that would do.")...)
+		out = append(out, s.wrap("  • ", plain, "%s", onlyPlace(w))...)
 	case w.Better == 0:
 		out = append(out, s.wrap("  • ", plain, "As things stand now it is still the best of %d places: score %.2f.", len(w.Others)+1, own)...)
 	default:
@@ -164,6 +164,15 @@ func (st *story) drawWhy(s *screen) []line {
 	return out
 }
 
+// onlyPlace says that nothing else would do: others are told apart by GPU for a pod with
+// one device, and by node for more.
+func onlyPlace(w *pool.Why) string {
+	if len(w.Devices) == 1 {
+		return fmt.Sprintf("As things stand now GPU %d of %s is the only GPU that would do.", w.Devices[0].GPUIndex, w.Node)
+	}
+	return fmt.Sprintf("As things stand now %s is the only node that would do.", w.Node)
+}
+
 // drawOthers lists the best other places. Software shares have no score that could
 // be compared with that of instances.
 func drawOthers(s *screen, w *pool.Why, scored bool) []line {
@@ -172,7 +181,7 @@ func drawOthers(s *screen, w *pool.Why, scored bool) []line {
 		verdict := "As things stand now no other place would be better: shares fill GPUs up, and an instance is preferred where the request fills half of it."
 		switch {
 		case len(w.Others) == 0:
-			verdict = "As things stand now it is the only place that would do."
+			verdict = onlyPlace(w)
 		case w.Better > 0:
 			verdict = fmt.Sprintf("As things stand now %d of %d other places would be better: pods have come and gone since, and nothing that runs is moved.", w.Better, len(w.Others))
 		}

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/dynamig/dynamig/pkg/pool"
 )
 
 // whatIfOf answers for a manifest.
@@ -92,6 +94,22 @@ func TestAnotherModeComesBeforeMoreGPUs(t *testing.T) {
 	got := whatIfOf(t, kubeconfig, pod)
 	if at := strings.Index(got.out, mode); at < 0 || at > strings.Index(got.out, "1 more A100-SXM4-40GB would be enough") {
 		t.Errorf("what-if = %d, want %q before more GPUs:\n%s%s", got.code, mode, got.out, got.err)
+	}
+}
+
+// TestOnlyPlace is a GPU, or a node, and no slot of one.
+func TestOnlyPlace(t *testing.T) {
+	api, kubeconfig := serve(t, "shares.yaml")
+	if err := unstructured.SetNestedField(api.object(t, "Pod", "cut"), "mig", "metadata", "annotations", "nvidia.com/vgpu-mode"); err != nil {
+		t.Fatal(err)
+	}
+	const want = "As things stand now GPU 0 of node1 is the only GPU that would do."
+	if got := runOn(t, plainLook, "explain", "pod", "cut", "--kubeconfig="+kubeconfig); !strings.Contains(got.out, want) {
+		t.Errorf("explain = %d, want %q:\n%s%s", got.code, want, got.out, got.err)
+	}
+	two := &pool.Why{Node: "node1", Devices: make([]pool.WhyDevice, 2)}
+	if got, want := onlyPlace(two), "As things stand now node1 is the only node that would do."; got != want {
+		t.Errorf("onlyPlace of two devices = %q, want %q", got, want)
 	}
 }
 
