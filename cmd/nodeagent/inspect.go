@@ -21,6 +21,7 @@ import (
 
 	"github.com/dynamig/dynamig/pkg/agent"
 	"github.com/dynamig/dynamig/pkg/cdi"
+	"github.com/dynamig/dynamig/pkg/config"
 	"github.com/dynamig/dynamig/pkg/nodecheck"
 	"github.com/dynamig/dynamig/pkg/nvml"
 	"github.com/dynamig/dynamig/pkg/nvml/facts"
@@ -52,6 +53,11 @@ func runFacts(_ context.Context, args []string, out, usage io.Writer) error {
 	var exercise int
 	flags := flag.NewFlagSet("nodeagent facts", flag.ContinueOnError)
 	flags.SetOutput(usage)
+	explained(flags, `Usage: nodeagent facts [flags]
+
+Prints what the driver says of this node's GPUs, as JSON. It changes nothing without
+--exercise. The exit status is 0, and 1 where something could not be read.
+`)
 	o.driverFlags(flags)
 	flags.IntVar(&exercise, "exercise", -1, "also create and destroy an instance at each placement of the GPU with this `index`, which must be empty and in MIG mode")
 	if err := parseAll(flags, args); err != nil {
@@ -104,15 +110,31 @@ func firstLines(file string, n int) ([]string, error) {
 	return lines, nil
 }
 
-// parseAll reads flags, and nothing else.
-func parseAll(flags *flag.FlagSet, args []string) error {
+// explained has the usage begin with a text.
+func explained(flags *flag.FlagSet, text string) {
+	flags.Usage = func() {
+		fmt.Fprintf(flags.Output(), "%s\nFlags:\n", text)
+		flags.PrintDefaults()
+	}
+}
+
+// parseAll reads flags, and nothing else. The commands are those that could have been
+// meant by another argument.
+func parseAll(flags *flag.FlagSet, args []string, commands ...string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("argument %q is unknown; %s takes flags only, see --help", flags.Arg(0), flags.Name())
+	arg := flags.Arg(0)
+	switch near := config.Nearest(arg, commands); {
+	case flags.NArg() == 0:
+		return nil
+	case near != "":
+		return fmt.Errorf("argument %q is unknown; did you mean %s %s [flags]?", arg, flags.Name(), near)
+	case len(commands) > 0:
+		return fmt.Errorf("argument %q is unknown; before flags, %s takes one of %s only, see --help", arg, flags.Name(), strings.Join(commands, ", "))
+	default:
+		return fmt.Errorf("argument %q is unknown; %s takes flags only, see --help", arg, flags.Name())
 	}
-	return nil
 }
 
 // Errors that end the program with status 1 after the findings have been printed.
@@ -129,6 +151,12 @@ func runCheck(ctx context.Context, args []string, out, usage io.Writer) error {
 	var configOnly bool
 	flags := flag.NewFlagSet("nodeagent check", flag.ContinueOnError)
 	flags.SetOutput(usage)
+	explained(flags, `Usage: nodeagent check [flags]
+
+Says whether this node can do dynamic MIG, and whether configuration files are good.
+It changes nothing. The exit status is 0 where it found no Problem, and 1 where it
+found one or could not look.
+`)
 	o.driverFlags(flags)
 	o.configFlags(flags)
 	flags.BoolVar(&configOnly, "config-only", false, "look at the configuration files only, which can be done on any machine")
@@ -176,7 +204,8 @@ func runCheck(ctx context.Context, args []string, out, usage io.Writer) error {
 func (o *options) checkConfig() []nodecheck.Finding {
 	const subject = "configuration"
 	var out []nodecheck.Finding
-	if err := agent.CheckConfig(o.deviceConfig, o.nodeConfig, o.migParted); err != nil {
+	notes, err := agent.CheckConfig(o.deviceConfig, o.nodeConfig, o.migParted)
+	if err != nil {
 		for line := range strings.SplitSeq(err.Error(), "\n") {
 			out = append(out, nodecheck.Finding{Level: nodecheck.Problem, Subject: subject, Text: line})
 		}
@@ -186,6 +215,9 @@ func (o *options) checkConfig() []nodecheck.Finding {
 		if file != "" {
 			out = append(out, nodecheck.Finding{Level: nodecheck.OK, Subject: subject, Text: file + " has no mistake."})
 		}
+	}
+	for _, note := range notes {
+		out = append(out, nodecheck.Finding{Level: nodecheck.Note, Subject: subject, Text: note})
 	}
 	if len(out) == 0 {
 		out = append(out, nodecheck.Finding{Level: nodecheck.Note, Subject: subject,

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"io"
 	"os"
 	"path/filepath"
@@ -136,6 +137,17 @@ func TestFactsOfANodeWithALostGPU(t *testing.T) {
 	}
 }
 
+// TestHelpSaysWhatACommandIs: what it does, and what its exit status means.
+func TestHelpSaysWhatACommandIs(t *testing.T) {
+	for name, command := range subcommands {
+		var out bytes.Buffer
+		err := command(t.Context(), []string{"--help"}, io.Discard, &out)
+		if !errors.Is(err, flag.ErrHelp) || !strings.HasPrefix(out.String(), "Usage: nodeagent "+name) || !strings.Contains(out.String(), "exit status") || !strings.Contains(out.String(), "-driver-root") {
+			t.Errorf("nodeagent %s --help = %v:\n%s", name, err, out.String())
+		}
+	}
+}
+
 // TestCheckReadsConfigurationFiles: with the agent's own sentences, of all files at
 // once, on a machine without GPUs.
 func TestCheckReadsConfigurationFiles(t *testing.T) {
@@ -145,6 +157,7 @@ func TestCheckReadsConfigurationFiles(t *testing.T) {
 		"bad.yaml":    "nvidia:\n  defaultCores: 101\n",
 		"node.json":   `{"nodeconfig": [{"default": true, "migconfig": "all-disable"}]}`,
 		"good.json":   `{"nodeconfig": [{"default": true, "migconfig": "all-disabled"}]}`,
+		"empty.json":  `{"nodeconfig": []}`,
 		"mig.yaml":    "version: v1\nmig-configs:\n  all-disabled:\n  - {devices: all, mig-enabled: false}\n",
 	} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -162,6 +175,9 @@ func TestCheckReadsConfigurationFiles(t *testing.T) {
 	}{
 		{"good ones", []string{"--device-config=device.yaml", "--node-config=good.json", "--mig-parted-config=mig.yaml"}, nil,
 			[]string{"OK  configuration  device.yaml has no mistake.", "OK  configuration  mig.yaml has no mistake.", "These configuration files are good."}},
+		{"no node selected", []string{"--node-config=empty.json"}, nil, []string{
+			"OK    configuration  empty.json has no mistake.\n",
+			"Note  configuration  empty.json selects no node, so that none offers GPUs; add an entry to nodeconfig.\n"}},
 		{"mistakes in two files", []string{"--device-config=bad.yaml", "--node-config=node.json", "--mig-parted-config=mig.yaml"}, errConfig, []string{
 			"Problem  configuration  bad.yaml:2: nvidia.defaultCores is 101; write a whole number from 0 to 100\n",
 			`Problem  configuration  node.json:1: nodeconfig[0].migconfig is "all-disable"; mig.yaml has no such configuration; did you mean all-disabled?` + "\n"}},

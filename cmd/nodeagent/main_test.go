@@ -31,7 +31,9 @@ func TestBadFlagsGiveOneSentenceWithARemedy(t *testing.T) {
 		{"native driver without a driver", []string{"--node-name=n", "--driver-root=" + t.TempDir(), "--state-dir=" + t.TempDir()}, nativeRefusal()},
 		{"unknown driver", []string{"--node-name=n", "--driver=x"}, []string{"--driver=x", "choose one"}},
 		{"sim without root", []string{"--node-name=n", "--driver=sim"}, []string{"--sim-root"}},
-		{"an argument", []string{"--node-name=n", "--driver=sim", "--sim-root=/x", "y"}, []string{`"y"`, "flags only"}},
+		{"an argument", []string{"--node-name=n", "--driver=sim", "--sim-root=/x", "y"}, []string{`"y"`, "one of check, facts only"}},
+		{"a command misspelt", []string{"chekc"}, []string{`"chekc"`, "did you mean nodeagent check [flags]?"}},
+		{"a command behind flags", []string{"--node-name=n", "facts"}, []string{`"facts"`, "did you mean nodeagent facts [flags]?"}},
 		{"no API server", []string{"--node-name=n", "--driver=sim", "--sim-root=/x", "--state-dir=" + t.TempDir()}, []string{"give --kubeconfig"}},
 	}
 	for _, c := range cases {

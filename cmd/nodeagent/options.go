@@ -8,8 +8,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -50,11 +52,18 @@ const (
 	driverSim    = "sim"
 )
 
+const usageText = `Usage:
+  nodeagent [flags]        serve the node
+  nodeagent check [flags]  say whether this node can do dynamic MIG, and whether configuration files are good
+  nodeagent facts [flags]  record what its GPUs are
+`
+
 // parse reads the command line. The usage goes to out.
 func parse(args []string, out io.Writer) (options, error) {
 	var o options
 	flags := flag.NewFlagSet("nodeagent", flag.ContinueOnError)
 	flags.SetOutput(out)
+	explained(flags, usageText)
 	flags.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "`name` of the Node object (default $NODE_NAME)")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server (default: as a pod does)")
 	o.driverFlags(flags)
@@ -71,7 +80,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.BoolVar(&o.dryRun, "dry-run", false, "say what the agent would do if it were started now, touch nothing, and end")
 	flags.BoolVar(&o.version, "version", false, "print what this program was built from, and end")
 	addVerbosity(flags)
-	if err := parseAll(flags, args); err != nil || o.version {
+	if err := parseAll(flags, args, slices.Sorted(maps.Keys(subcommands))...); err != nil || o.version {
 		return o, err
 	}
 	return o, o.check()

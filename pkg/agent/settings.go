@@ -101,11 +101,15 @@ func (a *Agent) count(digest string) int64 {
 
 // CheckConfig says what the agent would say of configuration files, a line for each
 // problem; an empty name stands for no file. It asks neither hardware nor cluster.
-func CheckConfig(deviceConfig, nodeConfig, migParted string) error {
+// The notes are of good files, what may not have been meant.
+func CheckConfig(deviceConfig, nodeConfig, migParted string) (notes []string, err error) {
 	c := &Config{DeviceConfig: deviceConfig, NodeConfig: nodeConfig, MIGPartedConfig: migParted}
 	files, problems := readFiles(c)
-	_, _, err := files.settings(c, problems)
-	return err
+	s, _, err := files.settings(c, problems)
+	if err == nil && s.nodes != nil && len(s.nodes.Entries) == 0 {
+		notes = append(notes, nodeConfig+" selects no node, so that none offers GPUs; add an entry to nodeconfig.")
+	}
+	return notes, err
 }
 
 // firstNode learns who the node is before anything else, where no earlier run has
