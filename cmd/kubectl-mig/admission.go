@@ -64,11 +64,19 @@ func (v *survey) readAdmission(ctx context.Context, a *access, workloads []workl
 	return nil
 }
 
-// admitted is the pod as the policy leaves it: with our scheduler's name, and one
-// device for each container that says how much of one it wants, and not how many.
+// admitted is the pod as the API server leaves it: completed where the policy is in force.
 func (v *survey) admitted(pod *v1.Pod) *v1.Pod {
+	if !v.admits[pod.Namespace] {
+		return pod
+	}
+	return v.completed(pod)
+}
+
+// completed is the pod as the policy leaves it: with our scheduler's name, and one
+// device for each container that says how much of one it wants, and not how many.
+func (v *survey) completed(pod *v1.Pod) *v1.Pod {
 	name := pod.Spec.SchedulerName
-	if !v.admits[pod.Namespace] || pod.Labels[admissionLabel] == "ignore" ||
+	if pod.Labels[admissionLabel] == "ignore" ||
 		name != "" && name != v1.DefaultSchedulerName && name != v1alpha1.SchedulerName {
 		return pod
 	}

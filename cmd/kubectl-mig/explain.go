@@ -216,6 +216,9 @@ func (st *story) explainWaiting(fleet *pool.Fleet, v *survey) error {
 	switch {
 	case errors.As(err, &wrong):
 		st.Problem, st.Remedies = wrong.Error(), texts(v.cures(st.pod))
+		if remedy := pool.Remedy(st.pod); remedy != "" {
+			st.Problem += ". Besides, " + remedy + v.leftToAdmission(st.pod)
+		}
 		if len(st.Remedies) == 0 {
 			st.State = stateWrong
 		}

@@ -36,7 +36,7 @@ func TestWhatIsNotAboutGPUs(t *testing.T) {
 		{"a resource of NVIDIA's own plugin", "", "containers: [{name: c, resources: {limits: {nvidia.com/mig-1g.5gb: 1}}}]", []string{
 			"asks for nvidia.com/mig-1g.5gb, which no node offers; dynamig's resources are"}},
 		{"one of its shared GPUs", "", "containers: [{name: c, resources: {limits: {nvidia.com/gpu.shared: 1}}}]", []string{
-			"asks for nvidia.com/gpu.shared, which no node offers; dynamig's resources are"}},
+			"asks for nvidia.com/gpu.shared, which no node offers; dynamig's resources are nvidia.com/gpu, nvidia.com/gpumem, nvidia.com/gpumem-percentage, nvidia.com/gpucores, nvidia.com/priority, and"}},
 		{"a vGPU of NVIDIA's", "", "containers: [{name: c, resources: {limits: {nvidia.com/GRID_T4: 1}}}]", []string{
 			"asks for nvidia.com/GRID_T4, which no node offers; dynamig's resources are"}},
 		{"a profile without a count", "annotations: {nvidia.com/mig-profile: 1g.5gb}", "containers: [{name: c}]", []string{
@@ -71,6 +71,30 @@ func TestWhatIsNotAboutGPUs(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestPodForHAMi lacks two things: each answer tells both, and what would add them.
+func TestPodForHAMi(t *testing.T) {
+	api, kubeconfig := serve(t, "full.yaml")
+	pod := func(scheduler string) string {
+		return "{apiVersion: v1, kind: Pod, metadata: {name: asks, namespace: default, uid: uid-asks}, spec: {" + scheduler +
+			"containers: [{name: c, resources: {limits: {nvidia.com/gpumem: 3000}}}]}}"
+	}
+	tried := whatIfOf(t, kubeconfig, pod(""))
+	api.add(t, pod("schedulerName: default-scheduler, "))
+	for _, got := range []ran{
+		tried,
+		runOn(t, plainLook, "explain", "pod", "asks", "--kubeconfig="+kubeconfig),
+		runOn(t, plainLook, "status", "--kubeconfig="+kubeconfig),
+	} {
+		out := strings.Join(strings.Fields(got.out), " ")
+		for _, says := range []string{"dynamig-scheduler", "asks for nvidia.com/gpumem without nvidia.com/gpu; add the limit nvidia.com/gpu: 1",
+			"The component hami-defaults gives new pods both, the scheduler and the number"} {
+			if !strings.Contains(out, says) {
+				t.Errorf("%q is not said:\n%s%s", says, got.out, got.err)
+			}
+		}
 	}
 }
 

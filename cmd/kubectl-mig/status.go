@@ -235,7 +235,7 @@ func (v *survey) waiting() []waitingPod {
 	for _, p := range pods {
 		w := waitingPod{Namespace: p.Namespace, Name: p.Name, Reason: pool.BareReason(waitsFor(p)), Remedy: pool.Remedy(p)}
 		if r, err := pool.Parse(p, v.opts); err != nil {
-			w.Request = err.Error()
+			w.Request, w.Remedy = err.Error(), w.Remedy+v.leftToAdmission(p)
 		} else {
 			w.Request = r.Describe()
 		}

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode"
 
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -242,10 +243,26 @@ func nearName[T ~string](name T, known []T) T {
 		}
 	}
 	near := config.Nearest(word, words)
+	if near == "" {
+		near = begun(word, words)
+	}
 	if near == "" || near == word {
 		return ""
 	}
 	return T(domain + "/" + near)
+}
+
+// begun is the longest known word that another spells out, as gpumemory does gpumem;
+// empty where there is none.
+func begun(word string, known []string) string {
+	best := ""
+	for _, k := range known {
+		rest, ok := strings.CutPrefix(word, k)
+		if ok && len(k) > len(best) && rest != "" && unicode.IsLetter(rune(rest[0])) {
+			best = k
+		}
+	}
+	return best
 }
 
 // warn tells what could not be read.

@@ -35,20 +35,46 @@ func (v *survey) problem(w *workload) string {
 	case name == v1alpha1.SchedulerName:
 		return ""
 	case name == "":
-		return "spec.schedulerName is missing, and dynamig places no pod without it; set " + v1alpha1.SchedulerName
+		return "spec.schedulerName is missing, and dynamig places no pod without it; set " + v1alpha1.SchedulerName + v.besides(w.pod)
 	}
-	return fmt.Sprintf("spec.schedulerName is %s, which is not dynamig's; set %s", name, v1alpha1.SchedulerName)
+	return fmt.Sprintf("spec.schedulerName is %s, which is not dynamig's; set %s%s", name, v1alpha1.SchedulerName, v.besides(w.pod))
+}
+
+// besides is what else is wrong with a pod of another scheduler, as sentences that follow
+// one; empty where nothing is.
+func (v *survey) besides(pod *v1.Pod) string {
+	_, err := pool.Parse(pod, v.opts)
+	if err == nil {
+		return ""
+	}
+	return fmt.Sprintf(". Besides, %v%s", err, v.leftToAdmission(pod))
+}
+
+// leftToAdmission says that a pod lacks both its scheduler and its number of GPUs, as those
+// written for HAMi do, as a sentence that follows one; empty for others.
+func (v *survey) leftToAdmission(pod *v1.Pod) string {
+	_, before := pool.Parse(pod, v.opts)
+	_, after := pool.Parse(v.completed(pod), v.opts)
+	if before == nil || after != nil || pod.Spec.SchedulerName == v1alpha1.SchedulerName {
+		return ""
+	}
+	return ". The component hami-defaults gives new pods both, the scheduler and the number"
 }
 
 // mistake is what a pod asks for that nobody gives; empty where there is none.
 func (v *survey) mistake(pod *v1.Pod) string {
 	ours := v.opts.Resources()
 	if foreign := v.foreignResource(pod); foreign != "" {
-		if near := nearName(foreign, append([]v1.ResourceName{ours.Count}, ours.RequestOnly()...)); near != "" {
+		names := append([]v1.ResourceName{ours.Count}, ours.RequestOnly()...)
+		if near := nearName(foreign, names); near != "" {
 			return fmt.Sprintf("it asks for %s, which no node offers; did you mean %s?", foreign, near)
 		}
-		return fmt.Sprintf("it asks for %s, which no node offers; dynamig's resources are %s and those beside it, and the annotation %s names a profile",
-			foreign, ours.Count, v1alpha1.AnnotationProfile)
+		var list []string
+		for _, name := range names {
+			list = append(list, string(name))
+		}
+		return fmt.Sprintf("it asks for %s, which no node offers; dynamig's resources are %s, and the annotation %s names a profile",
+			foreign, strings.Join(list, ", "), v1alpha1.AnnotationProfile)
 	}
 	return pool.Uncounted(pod, ours)
 }

@@ -58,7 +58,7 @@ func TestWhatDynamigWouldNotPlace(t *testing.T) {
 		{"a request beside another limit", manifest("Pod", "name: x", ours, one+"}, requests: {nvidia.com/gpumem: 10"), false, exitWaiting, "nvidia.com/gpumem is 10; the limit is 4000, and both must be equal"},
 		{"another scheduler", manifest("Deployment", "name: x", "schedulerName: volcano, ", one), true, exitWaiting, "spec.schedulerName is volcano, which is not dynamig's; set dynamig-scheduler"},
 		{"a resource of NVIDIA's own plugin", manifest("Pod", "name: x", ours, "nvidia.com/mig-1g.5gb: 1"), false, exitWaiting, "it asks for nvidia.com/mig-1g.5gb, which no node offers"},
-		{"beside ours", manifest("Pod", "name: x", ours, one+", nvidia.com/gpumemory: 4000"), false, exitWaiting, "it asks for nvidia.com/gpumemory, which no node offers"},
+		{"beside ours", manifest("Pod", "name: x", ours, one+", nvidia.com/gpumemory: 4000"), false, exitWaiting, "it asks for nvidia.com/gpumemory, which no node offers; did you mean nvidia.com/gpumem?"},
 		{"a resource that no node has", manifest("Pod", "name: x", ours, one+", example.com/nic: 1"), false, exitWaiting, "offer no example.com/nic"},
 		{"a mode that is none", manifest("Pod", "name: x, annotations: {nvidia.com/vgpu-mode: migx}", ours, one), false, exitFine, `note: annotation nvidia.com/vgpu-mode is "migx", and "migx" is no mode`},
 		{"an annotation that is none", manifest("Pod", "name: x, annotations: {nvidia.com/mig-profiles: 1g.5gb, nvidia.com/driver: x}", ours, one), false, exitFine, "note: annotation nvidia.com/mig-profiles of pod x means nothing to dynamig; did you mean nvidia.com/mig-profile?"},
