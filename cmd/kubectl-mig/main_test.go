@@ -36,6 +36,9 @@ func TestExitCodes(t *testing.T) {
 		{"version is fine", []string{"version"}, exitFine, ""},
 		{"an unknown flag is wrong usage", []string{"version", "--nonsense"}, exitUsage, "unknown flag: --nonsense"},
 		{"an unknown command is wrong usage", []string{"nonsense"}, exitUsage, `unknown command "nonsense"`},
+		{"a command is suggested", []string{"stauts"}, exitUsage, `error: unknown command "stauts"; did you mean status?`},
+		{"a file is a flag", []string{"what-if", "pod.yaml"}, exitUsage, `"pod.yaml" is one; name a file with -f, such as: kubectl mig what-if -f pod.yaml`},
+		{"a number is no word", []string{"what-if", "--replicas", "x"}, exitUsage, `error: --replicas is "x"; use a whole number`},
 		{"an argument too many is wrong usage", []string{"version", "again"}, exitUsage, "again"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -74,7 +74,7 @@ func newReplayCommand(s *screen) *cobra.Command {
 		Short:   "Play a trace of jobs over a fleet of GPUs, without a cluster",
 		Long:    replayLong,
 		Example: replayExample,
-		Args:    checked(cobra.NoArgs),
+		Args:    checked(noArguments),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), s) },
 	}
 	flags := cmd.Flags()

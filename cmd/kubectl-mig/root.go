@@ -4,9 +4,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/dynamig/dynamig/pkg/version"
 )
@@ -22,7 +25,7 @@ pod is where it is or why it waits, and tells what would fit. It changes nothing
 Exit codes: 0 fine, 1 error, 2 wrong usage, 3 the answer is no (a pod waits, or
 would not fit).`,
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl mig"},
-		Args:          checked(cobra.NoArgs),
+		Args:          checked(noArguments),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -30,7 +33,8 @@ would not fit).`,
 	root.SetIn(s.in)
 	root.SetOut(s.out)
 	root.SetErr(s.err)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SuggestionsMinimumDistance = 2
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{flagError(err)} })
 	access := newAccess()
 	access.addFlags(root.PersistentFlags())
 	hideFlags(root.PersistentFlags())
@@ -58,7 +62,7 @@ func newKubectlCompletionCommand(s *screen) *cobra.Command {
 		Use:   "kubectl",
 		Short: "Generate the program that completes \"kubectl mig\" in kubectl's own completion",
 		Long:  "Prints kubectl_complete-mig: put it into a directory of PATH, executable.",
-		Args:  checked(cobra.NoArgs),
+		Args:  checked(noArguments),
 		RunE: func(*cobra.Command, []string) error {
 			_, err := fmt.Fprint(s.out, kubectlCompletion)
 			return err
@@ -71,12 +75,40 @@ func newVersionCommand(s *screen) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of this program",
-		Args:  checked(cobra.NoArgs),
+		Args:  checked(noArguments),
 		RunE: func(*cobra.Command, []string) error {
 			_, err := fmt.Fprintln(s.out, "kubectl-mig", version.Text())
 			return err
 		},
 	}
+}
+
+// noArguments refuses arguments, with what was probably meant by the first.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if !cmd.HasSubCommands() {
+		err := fmt.Errorf("%s takes no argument, and %q is one", cmd.Name(), args[0])
+		if cmd.Flags().Lookup("filename") != nil {
+			err = fmt.Errorf("%w; name a file with -f, such as: %s -f %s", err, cmd.CommandPath(), args[0])
+		}
+		return err
+	}
+	err := fmt.Errorf("unknown command %q", args[0])
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		err = fmt.Errorf("%w; did you mean %s?", err, strings.Join(near, " or "))
+	}
+	return err
+}
+
+// flagError words what a flag cannot be, as our own checks do.
+func flagError(err error) error {
+	var wrong *pflag.InvalidValueError
+	if !errors.As(err, &wrong) || wrong.GetFlag().Value.Type() != "int" {
+		return err
+	}
+	return fmt.Errorf("--%s is %q; use a whole number", wrong.GetFlag().Name, wrong.GetValue())
 }
 
 // checked makes mistakes in the arguments usage errors.

@@ -43,7 +43,7 @@ preemption are not. Between nodes that are equally good for the GPU the schedule
 asks its other plugins; here the first by name is taken.`,
 		Example: `  kubectl mig what-if -f pod.yaml --replicas 20
   kubectl create deployment ... --dry-run=client -o yaml | kubectl mig what-if -f -`,
-		Args: checked(cobra.NoArgs),
+		Args: checked(noArguments),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.replicas < 1 && cmd.Flags().Changed("replicas") || o.replicas > maxReplicas {
 				return usageError{fmt.Errorf("--replicas is %d; use 1 to %d", o.replicas, maxReplicas)}
