@@ -334,7 +334,7 @@ func blocked(f *fleet.Fleet) bool {
 func TestReasonsHaveTheirClass(t *testing.T) {
 	for _, reason := range []string{
 		pool.ReasonNoGPUNode, pool.ReasonNodeChanged, pool.ReasonNoMode, pool.ReasonNotOffered, pool.ReasonNominated, pool.ReasonNotSelected,
-		pool.ReasonUnreadable, pool.ReasonSharesOnly,
+		pool.ReasonUnreadable, pool.ReasonSharesOnly, pool.ReasonNoLibrary,
 	} {
 		if got := monitor.Classify("0/1 nodes are available: 1 "+reason+".", v1alpha1.ResourceGPU); len(got) != 1 || got[0] == "other" {
 			t.Errorf("%q is of %v", reason, got)

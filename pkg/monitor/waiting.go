@@ -111,6 +111,7 @@ var classes = []class{
 	{"cannot_hold", "can neither be cut into nor"},
 	{"blocked", "foreign or stuck MIG instances"},
 	{"not_offered", "no GPU that takes new instances"},
+	{"not_offered", "no usable library of HAMi-core"},
 	{"not_selected", "no GPU that the pod's annotations accept"},
 	{"mode", "no GPU in a mode that annotation"},
 	{"mode", "GPUs for software shares only"},

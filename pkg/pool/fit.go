@@ -134,6 +134,8 @@ func (v *View) precheck(r *Request) *Verdict {
 		return &Verdict{Reason: ReasonNotSelected}
 	case r.unshared && slices.ContainsFunc(v.Node.GPUs, offers):
 		return &Verdict{Reason: ReasonSharesOnly}
+	case r.Share && v.Node.noLibrary:
+		return &Verdict{Reason: ReasonNoLibrary}
 	case slices.ContainsFunc(v.Node.GPUs, offers) || !r.MIG:
 		return &Verdict{Reason: ReasonNoMode}
 	default:

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -31,6 +32,8 @@ type Node struct {
 	index   map[string]int // GPU UUID to position in GPUs
 	devices int            // see Devices
 	refused map[types.UID]struct{}
+
+	noLibrary bool // GPUs are to be shared, and HAMi-core's library cannot be used
 
 	idle *View // without any pod
 	bare *View // without any pod and without instances of others
@@ -120,6 +123,8 @@ func NodeOf(obj *v1alpha1.GPUNode, catalogues *Catalogues) (*Node, error) {
 		GPUs:    make([]GPU, 0, len(obj.Status.GPUs)),
 		index:   make(map[string]int, len(obj.Status.GPUs)),
 		refused: map[types.UID]struct{}{},
+
+		noLibrary: meta.IsStatusConditionTrue(obj.Status.Conditions, v1alpha1.ConditionLibraryUnusable),
 	}
 	for i := range obj.Status.GPUs {
 		g, err := gpuOf(&obj.Status, &obj.Status.GPUs[i], catalogues)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
 	"github.com/dynamig/dynamig/pkg/geometry"
@@ -112,6 +113,7 @@ func TestFitOfShares(t *testing.T) {
 	away.Status.GPUs[0].Mode.Wanted = v1alpha1.ModeMIG
 	missing := sharing(gpuNode(t, "A100-40GB", 1), capacity, 0)
 	missing.Status.GPUs[0].Shares = nil
+	missing.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionLibraryUnusable, Status: metav1.ConditionTrue}}
 	for _, tc := range []struct {
 		name string
 		node *v1alpha1.GPUNode
@@ -150,7 +152,11 @@ func TestFitOfShares(t *testing.T) {
 		{name: "pinned to mig", pod: pod("p").wants("c", "gpu=1 gpumem=8000").annotated(v1alpha1.AnnotationMode, "mig"), want: ReasonNoMode},
 		{name: "more devices than the library knows", pod: pod("p").wants("c", "gpu=17 gpumem=1"), want: ReasonSharesOnly},
 		{name: "a GPU that is to change its mode", node: away, pod: pod("p").wants("c", "gpu=1 gpumem=8000"), want: ReasonNotOffered},
-		{name: "a GPU without the library", node: missing, pod: pod("p").wants("c", "gpu=1 gpumem=8000"), want: ReasonNotOffered},
+		{name: "a GPU without the library", node: missing, pod: pod("p").wants("c", "gpu=1 gpumem=8000"), want: ReasonNoLibrary},
+		{name: "a GPU without the library, of a pod that must share", node: missing,
+			pod: pod("p").wants("c", "gpu=1 gpumem=8000").annotated(v1alpha1.AnnotationMode, "hami-core"), want: ReasonNoLibrary},
+		{name: "a GPU without the library, of a pod that must not", node: missing,
+			pod: pod("p").wants("c", "gpu=1 gpumem=8000").annotated(v1alpha1.AnnotationMode, "mig"), want: ReasonNotOffered},
 		{name: "by UUID", pod: pod("p").wants("c", "gpu=1 gpumem=8000").annotated(v1alpha1.AnnotationUseUUID, "GPU-x, GPU-1"), want: "8000/0:GPU-1"},
 		{name: "not by UUID", pod: pod("p").wants("c", "gpu=1 gpumem=8000").annotated(v1alpha1.AnnotationNoUseUUID, "GPU-0"), want: "8000/0:GPU-1"},
 		{name: "by type", pod: pod("p").wants("c", "gpu=1 gpumem=8000").annotated(v1alpha1.AnnotationUseType, "H100,a100"), want: "8000/0:GPU-0"},

@@ -24,6 +24,7 @@ const (
 	ReasonUnreadable  = "node(s) had a GPUNode that cannot be read"
 	ReasonNoMode      = "node(s) had no GPU in a mode that annotation nvidia.com/vgpu-mode allows"
 	ReasonSharesOnly  = "node(s) had GPUs for software shares only, which the pod cannot have"
+	ReasonNoLibrary   = "node(s) had GPUs to share but no usable library of HAMi-core; install it there as condition LibraryUnusable of the GPUNode says"
 	ReasonNotOffered  = "node(s) had no GPU that takes new instances"
 	ReasonNotSelected = "node(s) had no GPU that the pod's annotations accept"
 	ReasonNominated   = "node(s) had room only for a nominated pod of equal or higher priority"

@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	fwk "k8s.io/kube-scheduler/framework"
 	"k8s.io/kubernetes/pkg/scheduler/framework"
@@ -118,6 +119,15 @@ func TestEachReasonHasAnEventThatCuresIt(t *testing.T) {
 				f.addNode(node("n").Obj(), b.change(func(s *v1alpha1.GPUNodeStatus) {
 					s.GPUs[0].Mode.Wanted, s.GPUs[0].Mode.Current = v1alpha1.ModeHAMiCore, v1alpha1.ModeHAMiCore
 					s.GPUs[0].Shares = &v1alpha1.ShareCapacity{Count: 10, MemoryMiB: 40000, Cores: 100}
+				}).GPUNode)
+			},
+			cure: func(f *fixture) { f.report(b.GPUNode) },
+		}, {
+			constant: "ReasonNoLibrary", reason: pool.ReasonNoLibrary, pod: pod("p", "gpu=1"),
+			setup: func(f *fixture) {
+				f.addNode(node("n").Obj(), b.change(func(s *v1alpha1.GPUNodeStatus) {
+					s.GPUs[0].Mode.Wanted, s.GPUs[0].Mode.Current = v1alpha1.ModeHAMiCore, v1alpha1.ModeHAMiCore
+					s.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionLibraryUnusable, Status: metav1.ConditionTrue}}
 				}).GPUNode)
 			},
 			cure: func(f *fixture) { f.report(b.GPUNode) },
