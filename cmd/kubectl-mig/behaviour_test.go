@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -101,6 +102,33 @@ func TestMistakesAreUsageErrors(t *testing.T) {
 		if got.code != tc.code || !strings.Contains(got.err, tc.says) {
 			t.Errorf("kubectl mig %v = %d, %q; want %d, %q", tc.args, got.code, got.err, tc.code, tc.says)
 		}
+	}
+}
+
+// TestFiltersThatHideAll are named, with what they hide; one node's are its own.
+func TestFiltersThatHideAll(t *testing.T) {
+	_, kubeconfig := serve(t, "cluster.yaml")
+	for args, want := range map[string]string{
+		"status -l foo=bar":                           "No GPUs to show: without -l foo=bar there would be 9.",
+		"status -l zone=a --model b200 --free=1g.5gb": "No GPUs to show: without -l zone=a and --model b200 and --free=1g.5gb there would be 9.",
+		"status node1 --model b200":                   "No GPUs to show: without --model b200 there would be 2.",
+	} {
+		if got := runOn(t, plainLook, append(strings.Fields(args), "--kubeconfig="+kubeconfig)...); !strings.Contains(got.out, want) {
+			t.Errorf("%s = %d, want %q:\n%s%s", args, got.code, want, got.out, got.err)
+		}
+	}
+}
+
+// TestManyWaitingPods: the map lists the oldest, and names what lists all.
+func TestManyWaitingPods(t *testing.T) {
+	var st fleetStatus
+	for range mostWaiting + 2 {
+		st.Waiting = append(st.Waiting, waitingPod{Namespace: "default", Name: "x"})
+	}
+	s := newScreen(strings.NewReader(""), io.Discard, io.Discard, func(string) string { return "" })
+	lines := st.drawWaiting(s)
+	if got, want := s.render(lines[len(lines)-1]), "  ... and 2 more; kubectl mig status -o yaml lists all"; got != want {
+		t.Errorf("the last line is %q, want %q", got, want)
 	}
 }
 

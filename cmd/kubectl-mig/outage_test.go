@@ -65,7 +65,7 @@ func TestOutages(t *testing.T) {
 		{"a node whose agent died", noAgent, "status node1", "No agent runs: kubelet counts no nvidia.com/gpu here"},
 		{"it has nothing free", noAgent, "status node1", "0/16 free"},
 		{"in the table", noAgent, "status node1 -o table", " NoAgent "},
-		{"nor can it be had", noAgent, "status node1 --free", "No GPUs to show."},
+		{"nor can it be had", noAgent, "status node1 --free", "No GPUs to show: without --free there would be 2."},
 		{"to a pod that would fit there", noAgent, "explain pod wants-5g", "Starting the agent, dynamig-nodeagent, on node1: then 1g.5gb on GPU 0 at 5 there."},
 		{"to one that another node suits", noAgent, "explain pod wants-all", "Starting the agent, dynamig-nodeagent, on node2: then 7g.40gb on GPU 0 at 0 there."},
 		{"where all agents are dead and all is full", both(noAgent, remove("GPUNode", "node2")), "explain pod wants-all",

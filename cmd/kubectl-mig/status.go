@@ -75,6 +75,9 @@ type fleetStatus struct {
 	Nodes   []nodeStatus `json:"nodes"`
 	Silence string       `json:"silence,omitempty"` // why nothing is scheduling
 	Waiting []waitingPod `json:"waiting"`
+
+	filters []string // flags that choose among GPUs
+	hidden  int      // GPUs that they leave out
 }
 
 // nodeStatus is a node's picture, and what it cannot show. During an outage its GPUs
@@ -173,10 +176,14 @@ func (v *survey) showStatus(s *screen, o statusOptions, selector labels.Selector
 
 // status draws the nodes that are asked for.
 func (v *survey) status(o statusOptions, selector labels.Selector) fleetStatus {
-	st := fleetStatus{Nodes: []nodeStatus{}, Silence: v.silence, Waiting: []waitingPod{}}
+	st := fleetStatus{Nodes: []nodeStatus{}, Silence: v.silence, Waiting: []waitingPod{}, filters: o.filters()}
 	var catalogues pool.Catalogues
 	for _, n := range v.gpuNodes {
-		if o.node != "" && n.Name != o.node || !selector.Matches(v.labelsOf(n)) {
+		if o.node != "" && n.Name != o.node {
+			continue
+		}
+		if !selector.Matches(v.labelsOf(n)) {
+			st.hidden += len(n.Status.GPUs)
 			continue
 		}
 		picture := nodeStatus{NodePicture: v.opts.Draw(n, v.podsOn(n.Name), &catalogues)}
@@ -186,6 +193,7 @@ func (v *survey) status(o statusOptions, selector labels.Selector) fleetStatus {
 		}
 		all := len(picture.GPUs)
 		picture.GPUs = slices.DeleteFunc(picture.GPUs, func(g pool.GPUPicture) bool { return !o.shows(&g) })
+		st.hidden += all - len(picture.GPUs)
 		if len(picture.GPUs) > 0 || all == 0 && o.model == "" && o.free == "" {
 			st.Nodes = append(st.Nodes, picture)
 		}
@@ -203,6 +211,24 @@ func (v *survey) labelsOf(n *v1alpha1.GPUNode) labels.Set {
 		return node.Labels
 	}
 	return n.Labels
+}
+
+// filters are the flags that choose among GPUs, as they are written.
+func (o *statusOptions) filters() (out []string) {
+	if o.selector != "" {
+		out = append(out, "-l "+o.selector)
+	}
+	if o.model != "" {
+		out = append(out, "--model "+o.model)
+	}
+	switch o.free {
+	case "":
+	case anyProfile:
+		out = append(out, "--free")
+	default:
+		out = append(out, "--free="+o.free)
+	}
+	return out
 }
 
 // shows reports whether a GPU is asked for.

@@ -330,6 +330,9 @@ func (st *fleetStatus) totals() string {
 	for _, n := range st.Nodes {
 		gpus = append(gpus, n.GPUs...)
 	}
+	if len(gpus) == 0 && st.hidden > 0 {
+		return fmt.Sprintf("No GPUs to show: without %s there would be %d.", strings.Join(st.filters, " and "), st.hidden)
+	}
 	if len(gpus) == 0 {
 		return "No GPUs to show."
 	}
@@ -368,7 +371,7 @@ func (st *fleetStatus) drawWaiting(s *screen) []line {
 	out := []line{text(amber, "%s %s; kubectl mig explain pod NAME says why:", plural(len(st.Waiting), "pod"), verb)}
 	for i, w := range st.Waiting {
 		if i == mostWaiting {
-			return append(out, text(dim, "  ... and %d more", len(st.Waiting)-i))
+			return append(out, text(dim, "  ... and %d more; kubectl mig status -o yaml lists all", len(st.Waiting)-i))
 		}
 		out = append(out, line{}.add(plain, "  %s", w.name()).add(dim, "  %s", w.Request))
 		if w.Remedy != "" {
