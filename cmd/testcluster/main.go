@@ -30,6 +30,7 @@ const usage = `usage: testcluster COMMAND [FLAGS]
   status      list nodes and processes
   kubeconfig  print the path of a kubeconfig file: the administrator's, or -user's
   add-node    add the nodes named as arguments
+  restart     PLACE PROCESS, as status lists them: start a process again, stopping it first if it runs
   leftovers   list what exists of a cluster; fails if that is anything
 
 Flags:
@@ -66,7 +67,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		flags.PrintDefaults()
 	}
 	commands := map[string]func(context.Context, options, []string) error{
-		"up": up, "down": down, "status": status, "kubeconfig": kubeconfig, "add-node": addNodes, "leftovers": leftovers,
+		"up": up, "down": down, "status": status, "kubeconfig": kubeconfig, "add-node": addNodes, "restart": restart, "leftovers": leftovers,
 	}
 	if len(args) > 0 && slices.Contains([]string{"-h", "-help", "--help", "help"}, args[0]) {
 		flags.SetOutput(out)
@@ -178,6 +179,27 @@ func status(_ context.Context, opts options, _ []string) error {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", p.Place(), p.Name, pid, p.Log)
 	}
 	return table.Flush()
+}
+
+// restart starts a process again as it was started last, dead or alive.
+func restart(ctx context.Context, opts options, args []string) error {
+	if len(args) != 2 {
+		return errors.New("restart takes a place and a process, such as: restart node1 kubelet; status lists them")
+	}
+	c, err := cluster.Open(opts.Config)
+	if err != nil {
+		return err
+	}
+	all, err := c.Processes()
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		if p.Place() == args[0] && p.Name == args[1] {
+			return p.Restart(ctx)
+		}
+	}
+	return fmt.Errorf("%s has no process %s; status lists what there is", args[0], args[1])
 }
 
 func kubeconfig(_ context.Context, opts options, _ []string) error {

@@ -89,9 +89,26 @@ func run(ctx context.Context, cfg stack.Config, once bool) (err error) {
 
 The live page is at %s, metrics at %[4]s/metrics.
 Logs are in %s.
-Remove it with: make demo-stop
-`, s.Cluster.AdminKubeconfig(), absolute(cfg.Cluster.Bin), absolute(cfg.Programs), s.Monitor(), filepath.Join(absolute(cfg.Cluster.Dir), "log"))
+
+`, s.Cluster.AdminKubeconfig(), absolute(cfg.Cluster.Bin), absolute(cfg.Programs), s.Monitor(), filepath.Join(s.Cluster.Dir(), "log"))
+	node, err := s.Node("node1")
+	if err != nil {
+		return err
+	}
+	fmt.Printf(`Play the administrator or failing hardware of node1: simgpu --root %s list (or --help)
+The agent's live configuration: %s
+Start the agent again: testcluster restart -dir %s node1 nodeagent
+Remove it all with: make demo-stop%s
+`, node.SimRoot, filepath.Dir(node.ConfigFile("config.json")), s.Cluster.Dir(), portBase(cfg.Cluster.PortBase))
 	return nil
+}
+
+// portBase is make's argument for other ports than the usual ones.
+func portBase(port int) string {
+	if port == cluster.DefaultPortBase {
+		return ""
+	}
+	return fmt.Sprintf(" PORT_BASE=%d", port)
 }
 
 func absolute(path string) string {
