@@ -181,6 +181,9 @@ func (f *Fleet) Advise(pod *v1.Pod, gate Gate) (*Advice, error) {
 		return a, nil
 	}
 	a.Reasons = reasonsOf(prospects)
+	for i := range a.Reasons {
+		a.Reasons[i].Text += f.accepted(pod, &a.Reasons[i])
+	}
 	open := f.open(prospects)
 	a.End = f.ending(open, pod, r, gate)
 	a.Templates = templateChange(prospects, r)
@@ -231,6 +234,39 @@ func reasonsOf(prospects []prospect) []Reason {
 	}
 	slices.SortStableFunc(out, func(a, b Reason) int { return cmp.Compare(len(b.Nodes), len(a.Nodes)) })
 	return out
+}
+
+// accepted says, of a reason that is the pod's annotations, what they are and which
+// GPUs the nodes have.
+func (f *Fleet) accepted(pod *v1.Pod, r *Reason) string {
+	var keys []string
+	kind := func(g *GPU) string { return g.Model }
+	switch r.Text {
+	case present(ReasonNotSelected):
+		keys = []string{v1alpha1.AnnotationUseUUID, v1alpha1.AnnotationNoUseUUID, v1alpha1.AnnotationUseType, v1alpha1.AnnotationNoUseType}
+	case present(ReasonNoMode):
+		keys, kind = []string{v1alpha1.AnnotationMode}, (*GPU).takes
+	}
+	var parts []string
+	for _, key := range keys {
+		if value := pod.Annotations[key]; value != "" {
+			parts = append(parts, fmt.Sprintf("%s is %q", key, value))
+		}
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	kinds := map[string]bool{}
+	for _, name := range r.Nodes {
+		s := f.site(name)
+		for i := range s.node.GPUs {
+			kinds[kind(&s.node.GPUs[i])] = true
+		}
+	}
+	if delete(kinds, ""); len(kinds) > 0 {
+		parts = append(parts, "and the GPUs there are "+names(slices.Sorted(maps.Keys(kinds)), 3))
+	}
+	return ": " + strings.Join(parts, ", ")
 }
 
 // present is a verdict's reason without its subject, in the present.

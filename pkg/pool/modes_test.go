@@ -80,6 +80,20 @@ func TestReasonsOfShares(t *testing.T) {
 	}
 }
 
+// TestAdviceNamesAnnotations: which annotation accepts no GPU, and what there is.
+func TestAdviceNamesAnnotations(t *testing.T) {
+	f := fleetOf(t, []*v1alpha1.GPUNode{gpuNode(t, "A100-40GB", 2)}, nil)
+	for _, tc := range []struct{ key, value, want string }{
+		{v1alpha1.AnnotationUseType, "H100", `node n has no GPU that the pod's annotations accept: nvidia.com/use-gputype is "H100", and the GPUs there are ` + gpuNode(t, "A100-40GB", 1).Status.GPUs[0].Model},
+		{v1alpha1.AnnotationMode, "hami-core", `node n has no GPU in a mode that annotation nvidia.com/vgpu-mode allows: nvidia.com/vgpu-mode is "hami-core", and the GPUs there are in mode mig`},
+	} {
+		a, err := f.Advise(pod("w").wants("c", "gpu=1 gpumem=2000").annotated(tc.key, tc.value).Pod, nil)
+		if err != nil || len(a.Reasons) != 1 || a.Reasons[0].String() != tc.want {
+			t.Errorf("%s: %v, %v; want %q", tc.key, err, a, tc.want)
+		}
+	}
+}
+
 // TestReasonsAreNoFormats: kube-scheduler formats the text of a FailedScheduling event.
 func TestReasonsAreNoFormats(t *testing.T) {
 	asks := []string{"gpu=1", "gpu=1 gpumem=2000 gpucores=30", "gpu=2 gpumem-percentage=50", "gpu=1 gpucores=30"}

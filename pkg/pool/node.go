@@ -58,6 +58,18 @@ type GPU struct {
 	avoidsShares bool // the same for shares
 }
 
+// takes says in which mode the GPU takes new work, empty for none.
+func (g *GPU) takes() string {
+	switch {
+	case g.Offered:
+		return "in mode " + v1alpha1.ModeMIG
+	case g.Shares != nil:
+		return "in mode " + v1alpha1.ModeHAMiCore
+	default:
+		return ""
+	}
+}
+
 // AvoidsShares reports whether no new shares are to be chosen though they may fit:
 // see Pool.Avoid.
 func (g *GPU) AvoidsShares() bool { return g.avoidsShares }
