@@ -142,6 +142,8 @@ func TestReplayDoubtsColumns(t *testing.T) {
 		{"arrival,duration,gpumem,owner", ""},
 		{"arrival,duration,gpumem,GPU_Cores", `the column "gpu_cores" is ignored; was "gpucores" meant?`},
 		{"arrival,durations,nvidia.com/gpumem,x", `the column "durations" is ignored; was "duration" meant?`},
+		{"arrival,duration,gpumem,count", `the column "count" is ignored; was "devices" meant?`},
+		{"arrival,duration,gpumem,nvidia.com/gpu", `the column "nvidia.com/gpu" is ignored; was "devices" meant?`},
 		{"arrival,duration,memory,x", "has none of the columns profile, gpumem, gpucores, so that every job asks for whole GPUs"},
 	} {
 		file := filepath.Join(t.TempDir(), "jobs.csv")

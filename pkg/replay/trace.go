@@ -169,15 +169,22 @@ func (t *table) mistaken() string {
 	return ""
 }
 
-// doubts says which unknown columns look like known ones, and whether no column says
-// what a job asks for.
+// othersForDevices are what else a number of devices is called.
+var othersForDevices = []string{"count", "number", "gpu", "gpus", "numgpus", "gpucount"}
+
+// doubts says which unknown columns look like known ones or are another word for one, and
+// whether no column says what a job asks for.
 func (t *table) doubts() []string {
 	asking := []string{"profile", "gpumem", "gpucores"}
 	columns := append([]string{"arrival", "duration", "devices"}, asking...)
 	var out []string
 	for _, name := range slices.SortedFunc(maps.Keys(t.at), func(a, b string) int { return cmp.Compare(t.at[a], t.at[b]) }) {
 		plain := strings.NewReplacer("nvidia.com/", "", "_", "", "-", "", " ", "").Replace(name)
-		if near := config.Nearest(plain, columns); near != "" && !slices.Contains(columns, name) {
+		near := config.Nearest(plain, columns)
+		if _, has := t.at["devices"]; !has && slices.Contains(othersForDevices, plain) {
+			near = "devices"
+		}
+		if near != "" && !slices.Contains(columns, name) {
 			out = append(out, fmt.Sprintf("%s: the column %q is ignored; was %q meant?", t.file, name, near))
 		}
 	}
