@@ -222,6 +222,9 @@ func roomOf(gpus []pool.GPUPicture) (r room) {
 			r.memory += g.Shares.MemoryMiB
 			continue
 		}
+		if g.Mode.Wanted != v1alpha1.ModeMIG {
+			continue // nor does the GPUNode's column FREE count it
+		}
 		r.free += g.FreeSlices
 		r.slices += g.MemorySlices
 		if size := sizeOf(g); g.LargestFree != "" && size > most {
