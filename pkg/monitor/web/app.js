@@ -5,7 +5,7 @@
 // shown, and which pod's story is open. Nodes are drawn when they come near the
 // window, so that 1000 of them cost as much as those that can be seen.
 
-import { el, header, rows, spanKeys, trouble } from "./draw.js";
+import { el, header, rows, sentence, spanKeys, trouble } from "./draw.js";
 import { gone, tell, took } from "./story.js";
 
 const $ = (id) => document.getElementById(id);
@@ -290,7 +290,8 @@ function drawWaiting() {
   const focused = $("queue").contains(document.activeElement) ? document.activeElement.dataset.pod : null;
   $("queue").replaceChildren(...waiting.slice(0, most).map((w) => el("li", {}, el("button", { type: "button", "data-pod": `${w.namespace}/${w.name}` },
     el("span", { class: "age" }, took(Math.max(0, (now - new Date(w.created)) / 1000))), el("span", { class: "pod" }, w.name), " ", el("span", { class: "muted" }, w.namespace),
-    el("span", { class: "why", title: w.message }, `${w.request}. ${w.reason || (w.gated ? "Gated." : "Not tried yet.")}`)))),
+    el("span", { class: "asks" }, w.request),
+    el("span", { class: "why", title: w.message }, sentence(w.reason || (w.gated ? "gated." : "not tried yet.")))))),
     waiting.length > most ? el("li", { class: "muted" }, `and ${waiting.length - most} more`) : "");
   if (focused) $("queue").querySelector(`[data-pod="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
 }

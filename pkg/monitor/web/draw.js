@@ -18,7 +18,7 @@ export function el(tag, attributes = {}, ...children) {
 
 const stateWords = {
   Used: "used by", Preparing: "being prepared for", Published: "published for", Assumed: "chosen for",
-  Idle: "idle, kept warm", Leaving: "being released", Foreign: "made by somebody else", Stuck: "stuck: it could not be destroyed yet",
+  Idle: "idle, kept warm", Leaving: "being released", Foreign: "foreign, not made by dynamig", Stuck: "stuck: it could not be destroyed yet",
 };
 
 /** size is the palette's class of a profile: by compute slices of the whole GPU. */
@@ -60,7 +60,7 @@ export function block(node, gpu, span, fresh) {
     "data-state": span.state, "data-profile": span.profile, "data-start": span.start,
     "aria-label": `${words}. GPU ${gpu.index} of ${node.name}`, title: words,
   }, el("span", { class: "profile" }, ...profileName(span.profile)),
-  el("span", { class: "pod" }, span.owner?.name || { Idle: "idle", Foreign: "not ours", Stuck: "stuck" }[span.state] || ""));
+  el("span", { class: "pod" }, span.owner?.name || { Idle: "idle", Foreign: "foreign", Stuck: "stuck" }[span.state] || ""));
   place(b, span.start, span.size, gpu.memorySlices);
   return b;
 }
@@ -167,6 +167,9 @@ export function badges(node) {
   if (failing.length) out.push(badge("bad", failing.map((p) => `${p.name || p.uid}: ${p.phase}: ${p.reason || ""}`).join("\n"), `${failing.length} failing`));
   return out;
 }
+
+/** sentence begins with a capital. */
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 const short = (model) => model.replace(/^NVIDIA /, "");
 

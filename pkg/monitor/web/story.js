@@ -3,7 +3,7 @@
 
 // The dialog that tells one pod's story.
 
-import { bar, el } from "./draw.js";
+import { bar, el, sentence } from "./draw.js";
 
 const stepNames = ["created", "decided", "published", "bound", "prepared", "started"];
 const stepWords = {
@@ -64,13 +64,17 @@ function where(story, node) {
   return out;
 }
 
-/** tell fills the dialog. */
+const isHidden = (text) => /^message hidden: /.test(text || "");
+
+/** tell fills the dialog. What the server hides is a star, and one footnote says why. */
 export function tell(dialog, story, node) {
+  const hidden = [...story.containers, ...story.events].map((x) => x.message).find(isHidden);
+  const said = (message) => (isHidden(message) ? "*" : message || "");
   const [state, kind] = stateOf(story);
   const body = [];
   const section = (title, ...content) => { if (content.length) body.push(el("h3", {}, title), ...content); };
   if (story.waiting) {
-    section("Why it waits", el("p", {}, story.waiting.reason || (story.waiting.gated ? "Its scheduling gates are not removed yet." : "The scheduler has not tried it yet.")));
+    section("Why it waits", el("p", {}, story.waiting.reason ? sentence(story.waiting.reason) : (story.waiting.gated ? "Its scheduling gates are not removed yet." : "The scheduler has not tried it yet.")));
   }
   if (story.preparation?.reason) section("What the node says", el("p", {}, story.preparation.reason));
   section("Where", ...where(story, node));
@@ -78,9 +82,10 @@ export function tell(dialog, story, node) {
   section("Its way", steps(story));
   section("Asked for", el("p", {}, story.request));
   section("Containers", ...(story.containers.length ? [table("containers", story.containers.map((c) => el("tr", {},
-    el("td", {}, c.name), el("td", {}, c.state || "not started"), el("td", {}, [c.reason, c.message].filter(Boolean).join(": "), c.restarts ? ` ${c.restarts} restarts` : ""))))] : []));
+    el("td", {}, c.name), el("td", {}, c.state || "not started"), el("td", {}, [c.reason, said(c.message)].filter(Boolean).join(": "), c.restarts ? ` ${c.restarts} restarts` : ""))))] : []));
   section("Events", story.events.length ? table("events", story.events.map((e) => el("tr", { class: e.type },
-    el("th", { scope: "row" }, clock(e.time)), el("td", {}, e.reason), el("td", {}, e.message || "", e.count ? ` (${e.count} times)` : "")))) : el("p", { class: "muted" }, story.eventsMissing || "The cluster keeps none any more."));
+    el("th", { scope: "row" }, clock(e.time)), el("td", {}, e.reason), el("td", {}, said(e.message), e.count ? ` (${e.count} times)` : "")))) : el("p", { class: "muted" }, story.eventsMissing || "The cluster keeps none any more."));
+  if (hidden) body.push(el("p", { class: "muted footnote" }, `* ${sentence(hidden)}.`));
   const scroll = dialog.scrollTop;
   const close = el("button", { class: "quiet", type: "button", "aria-label": "Close", onclick: () => dialog.close() }, "Close");
   const keep = document.activeElement?.getAttribute?.("aria-label") === "Close";

@@ -209,6 +209,17 @@ func TestWordsAreNotBroken(t *testing.T) {
 	}
 }
 
+// TestOneFootnoteForWhatIsHidden: a message that the server leaves out is a star, and why it
+// does is said once.
+func TestOneFootnoteForWhatIsHidden(t *testing.T) {
+	f, url := serve(t, 1, 0)
+	pod := f.Create(fleet.Pod{Namespace: "ns", Name: "quiet", GPUs: 1, MemoryMiB: 4000})
+	f.Stop(pod, "Error", "message hidden: this monitor does not ask its readers who they are")
+	p := Open(t, url+"/#pod=ns/quiet", 1280, 900, false)
+	p.Until("the star", `document.querySelector(".containers td:last-child")?.textContent === "Error: *"`)
+	p.Until("the footnote", `document.querySelector("#story .footnote").textContent === "* Message hidden: this monitor does not ask its readers who they are."`)
+}
+
 // brokenCells are the texts of a story's containers, but for messages, that take more than
 // one line.
 const brokenCells = `[...document.querySelectorAll(".containers td:not(:last-child)")].filter((e) => { const r = document.createRange(); r.selectNodeContents(e); return r.getClientRects().length > 1; }).map((e) => e.textContent)`
@@ -230,6 +241,7 @@ func TestPageShowsAndFollows(t *testing.T) {
 	if why := Eval[string](p, `document.getElementById("queue").textContent`); !strings.Contains(why, "3 node(s) had no free MIG placement") || strings.Contains(why, "nodes are available") {
 		t.Errorf("the waiting pods say %q", why)
 	}
+	p.Until("what is not dynamig's, as the legend names it", `document.querySelector('[data-state="Foreign"] .pod').textContent === "foreign" && document.querySelector(".legend").textContent.includes("foreign")`)
 	p.Until("the GPU that is unhealthy", `document.querySelector(".gpu.sick .left").textContent.includes("XID 79")`)
 
 	pod := f.Create(fleet.Pod{Namespace: "ns", Name: "newcomer", GPUs: 1, MemoryMiB: 4000})
