@@ -183,9 +183,10 @@ export function header(node) {
     el("span", { class: "sum" }, all ? `${free} of ${all} slices free` : ""));
 }
 
-/** rows are a node's GPUs. */
+/** rows are a node's GPUs; of a node without any, what its conditions say is wrong. */
 export function rows(node, known) {
   if (node.problem) return [el("p", { class: "muted" }, node.problem)];
+  if (!node.gpus?.length) return (node.conditions || []).filter(wrong).map((c) => el("p", { class: "muted" }, c.message));
   return (node.gpus || []).map((g) => {
     const sick = g.health !== "Healthy";
     return el("div", { class: `gpu${sick ? " sick" : ""}${down(node) ? " down" : ""}` },

@@ -17,6 +17,7 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dynamig/dynamig/pkg/api/v1alpha1"
@@ -128,6 +129,13 @@ func TestPageTellsTroubleFromRemarks(t *testing.T) {
 	p.Until("no trouble again", `document.getElementById("count").textContent === "0 of 3 nodes"`)
 	Eval[bool](p, `document.querySelector('[data-filter=""]').click() || true`)
 	shows("gpu-node-03", "quiet", "config remarks")
+	const remedy = "nodeconfig has no entry for this node; add one"
+	f.Change("gpu-node-03", func(s *v1alpha1.GPUNodeStatus) {
+		s.GPUs = nil
+		meta.SetStatusCondition(&s.Conditions, metav1.Condition{Type: v1alpha1.ConditionReady, Status: "False", Reason: "NotConfigured", Message: remedy})
+	})
+	shows("gpu-node-03", "bad", "not ready: NotConfigured")
+	p.Until("the remedy in the empty box", `document.querySelector('[data-node="gpu-node-03"] p')?.textContent === "`+remedy+`"`)
 }
 
 // TestLinkToAStoryAsksForOneToken: fleet and story are refused both, and go on with the
