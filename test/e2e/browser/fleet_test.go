@@ -78,7 +78,7 @@ func TestTextIsText(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := Open(t, url+"/#pod=ns/evil", 1280, 900, false)
-	p.Until("the GPU's reason", live+` && document.querySelector(".gpu.sick .left").textContent === `+strconv.Quote(evil))
+	p.Until("the GPU's reason", live+` && document.querySelector(".gpu.sick .left")?.textContent === `+strconv.Quote(evil))
 	p.Until("what the pod asks for", `document.getElementById("queue").textContent.includes(`+strconv.Quote(evil[:60])+`)`)
 	p.Until("the container's message", `document.querySelector(".containers td:last-child")?.textContent === `+strconv.Quote(evil+": "+evil))
 	p.Until("the event", `document.querySelector(".events td:last-child")?.textContent === `+strconv.Quote(evil+" (3 times)"))
