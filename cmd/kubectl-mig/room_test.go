@@ -21,3 +21,11 @@ func TestRoomCountsAsGPUNodes(t *testing.T) {
 		t.Errorf("%d/%d free; want 1/16", r.free, r.slices)
 	}
 }
+
+// TestTotalsWithoutRoom: where all GPUs are on their way to another mode.
+func TestTotalsWithoutRoom(t *testing.T) {
+	st := &fleetStatus{Nodes: []nodeStatus{{NodePicture: pool.NodePicture{GPUs: []pool.GPUPicture{{Mode: v1alpha1.GPUMode{Wanted: v1alpha1.ModeHAMiCore}, MemorySlices: 8}}}}}}
+	if got, want := st.totals(), "1 node, 1 GPU: none takes new work."; got != want {
+		t.Errorf("totals = %q; want %q", got, want)
+	}
+}

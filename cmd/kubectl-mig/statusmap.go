@@ -343,6 +343,8 @@ func (st *fleetStatus) totals() string {
 	t := fmt.Sprintf("%s, %s: ", plural(len(st.Nodes), "node"), plural(len(gpus), "GPU"))
 	var parts []string
 	switch {
+	case r.slices == 0 && r.memory == 0:
+		parts = append(parts, "none takes new work")
 	case r.slices == 0:
 	case r.largest == "":
 		parts = append(parts, fmt.Sprintf("%d of %d memory slices are free, and nothing more fits", r.free, r.slices))
