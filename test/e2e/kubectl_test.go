@@ -155,8 +155,8 @@ func TestKubectlMIGTellsOfADeadAgent(t *testing.T) {
 	waiting := create(t, newPod("agentless", "gpu=1 gpumem=4000"))
 	unscheduled(t, waiting.Name)
 	out, _, code := kubectlMIG(t, admin, "", "explain", "pod", waiting.Name, "-o", "json")
-	var story struct{ StartAgent pool.Trial }
-	if err := json.Unmarshal([]byte(out), &story); err != nil || code != 3 || story.StartAgent.Node != "node1" {
+	var story struct{ Remedies []string }
+	if err := json.Unmarshal([]byte(out), &story); err != nil || code != 3 || len(story.Remedies) != 1 || !strings.Contains(story.Remedies[0], "Starting the agent, dynamig-nodeagent, on node1") {
 		t.Errorf("explain = %d, %v, want node1's agent to be started:\n%s", code, err, out)
 	}
 	if err := n.StartAgent(t.Context()); err != nil {
