@@ -550,7 +550,7 @@ func TestPossible(t *testing.T) {
 		}
 		return fmt.Sprint(p.Possible(r))
 	}
-	if got, want := ask(pod("a").wants("c", "gpu=1")), "no node offers GPUs yet: no GPUNode reports a usable GPU"; got != want {
+	if got, want := ask(pod("a").wants("c", "gpu=1")), "no node offers GPUs yet: no GPUNode reports a usable GPU; kubectl mig status says why, node by node"; got != want {
 		t.Errorf("empty pool: %s, want %s", got, want)
 	}
 	if err := p.Update(featureTemplates(t, gpuNode(t, "A100-40GB", 2))); err != nil {

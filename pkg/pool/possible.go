@@ -23,7 +23,7 @@ func (p *Pool) Possible(r *Request) error {
 	mig, share := r.MIG && len(p.models) > 0, r.Share && len(p.shares) > 0
 	switch {
 	case len(p.models)+len(p.shares) == 0:
-		return invalid("no node offers GPUs yet: no GPUNode reports a usable GPU")
+		return invalid("no node offers GPUs yet: no GPUNode reports a usable GPU; kubectl mig status says why, node by node")
 	case !mig && !share:
 		return nil // Fit says so for each node
 	}

@@ -239,7 +239,7 @@ func TestEachReasonHasAnEventThatCuresIt(t *testing.T) {
 			setup: func(f *fixture) { f.addNode(node("n").Obj(), b.GPUNode) },
 			cure:  func(f *fixture) { f.report(report(t, "n", 2).GPUNode) },
 		}, {
-			reason: "no node offers GPUs yet: no GPUNode reports a usable GPU", pod: pod("p", "gpu=1"),
+			reason: "no node offers GPUs yet: no GPUNode reports a usable GPU; kubectl mig status says why, node by node", pod: pod("p", "gpu=1"),
 			setup: func(f *fixture) { f.addNode(node("n").Obj(), nil); f.deleteReport("elsewhere") },
 			cure:  func(f *fixture) { f.report(b.GPUNode) },
 		},
