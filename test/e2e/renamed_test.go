@@ -59,7 +59,7 @@ func TestRenamedResources(t *testing.T) {
 		t.Errorf("condition = %q, want %q", got, want)
 	}
 	out, notes, _ := kubectlMIG(t, st.Cluster.AdminKubeconfig(), "", "explain", "pod", old.Name)
-	if want := "it asks for nvidia.com/gpu, which no node offers; dynamig's resources are example.com/gpu and those beside it"; !strings.Contains(strings.Join(strings.Fields(out), " "), want) {
+	if want := "it asks for nvidia.com/gpu, which no node offers; dynamig's resources are example.com/gpu, example.com/gpumem, "; !strings.Contains(strings.Join(strings.Fields(out), " "), want) {
 		t.Errorf("kubectl mig explain does not say %q:\n%s%s", want, out, notes)
 	}
 }
