@@ -71,7 +71,7 @@ func follows(t *testing.T, p *Page, st *stack.Stack) {
 	if _, err := st.Cluster.Kubectl(t.Context(), "apply", "-f", "../../../examples/gpu-pod.yaml"); err != nil {
 		t.Fatal(err)
 	}
-	p.Until("the waiting pod with its reason", `/no node/.test(document.getElementById("queue").textContent) && document.getElementById("queue").textContent.includes("gpu-pod")`)
+	p.Until("the waiting pod with its reason", `/no node/i.test(document.getElementById("queue").textContent) && document.getElementById("queue").textContent.includes("gpu-pod")`)
 	if _, err := st.AddNode(t.Context(), "node1", "A100-SXM4-40GB", "A100-SXM4-40GB"); err != nil {
 		t.Fatal(err)
 	}
