@@ -213,17 +213,21 @@ func same(t *testing.T, p *Page, st *stack.Stack) {
 			held = append(held, fmt.Sprintf("node1/%s/%d/%d", g.UUID, i.Profile, i.Start))
 		}
 	}
-	shown := Eval[[]string](p, `[...document.querySelectorAll(".fleet .span")].map((b) => b.dataset.key + " " + b.dataset.state)`)
-	var places []string
+	slices.Sort(reported)
+	slices.Sort(held)
+	var shown, places []string
+	// A new process may show pods as leaving until it has heard of them.
+	err = stack.Until(t.Context(), "the page to show what GPUNode has", func() (bool, error) {
+		shown = Eval[[]string](p, `[...document.querySelectorAll(".fleet .span")].map((b) => b.dataset.key + " " + b.dataset.state)`)
+		slices.Sort(shown)
+		return slices.Equal(shown, reported), fmt.Errorf("the page shows %v, GPUNode has %v", shown, reported)
+	})
+	if err != nil {
+		t.Error(err)
+	}
 	for _, s := range shown {
 		place, _, _ := strings.Cut(s, " ")
 		places = append(places, place)
-	}
-	for _, list := range [][]string{reported, held, shown, places} {
-		slices.Sort(list)
-	}
-	if !slices.Equal(shown, reported) {
-		t.Errorf("the page shows %v, GPUNode has %v", shown, reported)
 	}
 	if !slices.Equal(places, held) {
 		t.Errorf("the page shows %v, NVML holds %v", places, held)
