@@ -159,12 +159,18 @@ func down(ctx context.Context, opts options, _ []string) error {
 	return cluster.Down(ctx, opts.Config)
 }
 
-func status(_ context.Context, opts options, _ []string) error {
+// open is the cluster with all its processes.
+func open(opts options) (*cluster.Cluster, []*cluster.Process, error) {
 	c, err := cluster.Open(opts.Config)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	all, err := c.Processes()
+	return c, all, err
+}
+
+func status(_ context.Context, opts options, _ []string) error {
+	c, all, err := open(opts)
 	if err != nil {
 		return err
 	}
@@ -186,11 +192,7 @@ func restart(ctx context.Context, opts options, args []string) error {
 	if len(args) != 2 {
 		return errors.New("restart takes a place and a process, such as: restart node1 kubelet; status lists them")
 	}
-	c, err := cluster.Open(opts.Config)
-	if err != nil {
-		return err
-	}
-	all, err := c.Processes()
+	_, all, err := open(opts)
 	if err != nil {
 		return err
 	}

@@ -74,11 +74,5 @@ func (a *Agent) ReportDriverFile(err error) {
 	if err != nil {
 		text = err.Error()
 	}
-	a.mu.Lock()
-	news := a.driverFile != text
-	a.driverFile = text
-	a.mu.Unlock()
-	if news {
-		a.changed(true)
-	}
+	a.tell(&a.driverFile, text)
 }

@@ -90,10 +90,13 @@ func (a *Agent) inventoryNow() *inventory {
 	return a.inventory
 }
 
-func (a *Agent) setTrouble(text string) {
+func (a *Agent) setTrouble(text string) { a.tell(&a.trouble, text) }
+
+// tell replaces a sentence of the report that mu guards, and has news reported at once.
+func (a *Agent) tell(sentence *string, text string) {
 	a.mu.Lock()
-	news := a.trouble != text
-	a.trouble = text
+	news := *sentence != text
+	*sentence = text
 	a.mu.Unlock()
 	if news {
 		a.changed(true)

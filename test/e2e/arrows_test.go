@@ -154,9 +154,15 @@ func (w way) bound(t *testing.T) func(*testing.T) {
 // half: the instance has no compute instance.
 func (w way) half(t *testing.T) func(*testing.T) {
 	w.warm(t, "7g.40gb", "gpu=1") // so that it is made
+	return w.halved(t, w.alone("half", "gpu=1 gpumem=9000"), sim.CallCreateComputeInstance)
+}
+
+// halved halts a driver call on the pod's way that leaves half of an instance.
+func (w way) halved(t *testing.T, wanted *v1.Pod, call string) func(*testing.T) {
+	t.Helper()
 	before := looked(t, w.n)
-	halt(t, w.n, sim.CallCreateComputeInstance)
-	pod := create(t, w.alone("half", "gpu=1 gpumem=9000"))
+	halt(t, w.n, call)
+	pod := create(t, wanted)
 	w.until(t, pod, func() bool { return looked(t, w.n).halves > before.halves })
 	return func(t *testing.T) { settled(t, pod) }
 }
@@ -164,11 +170,7 @@ func (w way) half(t *testing.T) func(*testing.T) {
 // inTheWay: of the idle instance that must go, the GPU instance is left.
 func (w way) inTheWay(t *testing.T) func(*testing.T) {
 	w.warm(t, "2g.10gb", "gpu=1 gpumem=9000")
-	before := looked(t, w.n)
-	halt(t, w.n, sim.CallDestroyGPUInstance)
-	pod := create(t, w.alone("larger", "gpu=1"))
-	w.until(t, pod, func() bool { return looked(t, w.n).halves > before.halves })
-	return func(t *testing.T) { settled(t, pod) }
+	return w.halved(t, w.alone("larger", "gpu=1"), sim.CallDestroyGPUInstance)
 }
 
 // reused: an idle instance suits the pod, and the agent asks whether it is unused.

@@ -187,7 +187,7 @@ export function header(node) {
 export function rows(node, known) {
   if (node.problem) return [el("p", { class: "muted" }, node.problem)];
   if (!node.gpus?.length) return (node.conditions || []).filter(wrong).map((c) => el("p", { class: "muted" }, c.message));
-  return (node.gpus || []).map((g) => {
+  return node.gpus.map((g) => {
     const sick = g.health !== "Healthy";
     return el("div", { class: `gpu${sick ? " sick" : ""}${down(node) ? " down" : ""}` },
       el("span", { class: "index", title: `${g.uuid}, mode ${g.mode.current}${sick ? ", unhealthy" : ""}` }, `${g.index}`),
